@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# Each target is complete on a fresh Debian 12 or 13 machine as root: it installs what it needs, and does nothing to
+# the machine but that. All that is built goes to build/ and dist/.
+
+# The distribution's own Python, whatever else is in PATH: it is the one that the package runs on.
+PYTHON = /usr/bin/python3
+VENV = build/venv
+PYTEST = $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+.PHONY: help
+help: ## Show this help
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo
+	@echo 'PYTEST_ARGS="-k name -x" narrows any of the tests.'
+
+.PHONY: deb
+deb: ## Build dist/ooodd_*.deb from the work tree as it is
+	packaging/build-deb
+
+.PHONY: demo
+demo: test-tools deb ## Install the package on a throwaway machine and convert real documents through port 2002
+	tests/machine/demo
+
+.PHONY: test
+test: test-tools deb ## Run every test
+	$(PYTEST) tests/unit $(wildcard tests/office) tests/machine
+
+.PHONY: test-unit
+test-unit: test-tools ## Run the tests that need neither an office nor a machine
+	$(PYTEST) tests/unit
+
+.PHONY: test-office
+test-office: test-tools ## Run the tests that need an office, but no systemd
+	$(PYTEST) tests/office
+
+.PHONY: test-machine
+test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
+	$(PYTEST) tests/machine
+
+.PHONY: bench
+bench: test-tools deb ## Measure what a call costs through ooodd, next to HAProxy and next to nothing
+	benchmarks/run
+
+.PHONY: lint
+lint: lint-tools $(VENV)/made ## Check the source: ruff, mypy, shellcheck, the units, the versions
+	packaging/lint $(VENV)
+
+.PHONY: format
+format: lint-tools $(VENV)/made ## Let ruff put the source in order
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+.PHONY: clean
+clean: ## Remove all that was built
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -r {} +
+
+.PHONY: test-tools lint-tools
+test-tools:
+	@packaging/apt-install packaging/test-packages.txt
+
+lint-tools:
+	@packaging/apt-install packaging/lint-packages.txt
+
+# With the system's packages in sight, so that mypy sees the types of the libraries that the package will run with.
+$(VENV)/made: packaging/lint-requirements.txt | lint-tools
+	rm -rf $(VENV)
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@

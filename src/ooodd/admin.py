@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The control socket, by which `ooodd status` and `ooodd stop` talk to the running broker.
+
+A unix socket "control" in the broker's runtime directory; one JSON object a line each way: {"command": "status"}. Only
+root and the broker's own user are heard. The offices share the broker's group and run what their clients please, so the
+group has no access.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from ooodd.broker import Broker
+from ooodd.errors import AdminError
+from ooodd.pool import Worker
+
+_SOCKET = "control"
+# A request is one short line; an answer of 1000 workers is some 300 KiB.
+_MOST_REQUEST = 4096
+_MOST_ANSWER = 16 * 1024 * 1024
+# How long either side waits for the other, in seconds.
+_TIMEOUT = 10.0
+
+
+class Request(BaseModel, extra="forbid"):
+    """What may be asked."""
+
+    command: Literal["status", "stop"]
+
+
+def status(broker: Broker) -> dict[str, Any]:
+    """Return what `ooodd status --json` prints; its keys are a fixed interface."""
+    now = time.monotonic()
+    pool = broker.pool
+    return {
+        "workers": [_worker(broker, worker, now) for worker in pool.workers.values()],
+        "queue": {
+            "length": len(pool.queue),
+            "oldest_wait": round(now - next(iter(pool.queue.values()), now), 3),
+        },
+        "totals": dict(vars(pool.totals)),
+        "config": broker.config.as_dict(),
+    }
+
+
+def _worker(broker: Broker, worker: Worker, now: float) -> dict[str, Any]:
+    office = broker.keeper.running(worker.id)
+    client = broker.clients.get(worker.client or 0)
+    since = datetime.fromtimestamp(time.time() - (now - worker.since), UTC)
+    return {
+        "id": worker.id,
+        "unit": broker.keeper.unit(worker.id),
+        "state": str(worker.state),
+        "uses": worker.uses,
+        "pid": office.pid if office else None,
+        "uid": office.uid if office else None,
+        "memory": _memory(office.pid) if office else None,
+        "since": since.isoformat(timespec="milliseconds"),
+        "client": client.peer if client else None,
+        "detail": worker.detail,
+    }
+
+
+def _memory(pid: int) -> int | None:
+    """Return the bytes that the process shares with no file: what goes when it goes. None if it is gone."""
+    try:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return None
+    return int(memory.rss - memory.shared)
+
+
+class ControlSocket:
+    """The broker's end. Its owner calls `close`."""
+
+    def __init__(self, broker: Broker, directory: Path) -> None:
+        """Prepare the socket in `directory`."""
+        self._broker = broker
+        self._path = directory / _SOCKET
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Begin to listen; `AdminError` if that can't be done, or another broker does."""
+        if _is_served(self._path):
+            raise AdminError(f"{self._path}: another ooodd runs here", "stop it, or give another --runtime-directory")
+        before = os.umask(0o177)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MOST_REQUEST)
+        except OSError as error:
+            raise AdminError(f"{self._path}: {error.strerror}", "give a --runtime-directory that is yours") from error
+        finally:
+            os.umask(before)
+
+    async def close(self) -> None:
+        """Stop to listen, and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, asyncio.LimitOverrunError, ValueError):
+            async with asyncio.timeout(_TIMEOUT):
+                answer = self._answer(await reader.readline(), writer.get_extra_info("socket"))
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
+        if _peer_uid(connection) not in (0, os.geteuid()):
+            return {"error": "only root and ooodd's own user may ask"}
+        try:
+            request = Request(**json.loads(line))
+        except (ValidationError, ValueError, TypeError) as error:
+            return {"error": f"no request of this version: {str(error).splitlines()[0]}"}
+        if request.command == "stop":
+            self._broker.stop()
+            return {"stopping": True}
+        return status(self._broker)
+
+
+def ask(directory: Path, command: str) -> dict[str, Any]:
+    """Send the running broker a command and return its answer; `AdminError` if there is none, or it refuses."""
+    path = directory / _SOCKET
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_TIMEOUT)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                answer: dict[str, Any] = json.loads(answers.readline(_MOST_ANSWER))
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        hint = "systemctl status ooodd.socket ooodd.service; the first client starts it"
+        raise AdminError(f"no ooodd runs ({path}: {error.strerror})", hint) from error
+    except PermissionError as error:
+        raise AdminError(f"{path}: {error.strerror}", "ask as root, or as the user that runs ooodd") from error
+    except (OSError, ValueError) as error:
+        raise AdminError(f"{path}: ooodd does not answer ({error})", "systemctl status ooodd.service") from error
+    if "error" in answer:
+        raise AdminError(answer["error"])
+    return answer
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    size = struct.calcsize("3i")
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(uid)

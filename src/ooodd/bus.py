@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A connection to the system message bus.
+
+jeepney's sans-IO core (messages, authentication, parser) under a router of our own. jeepney's `DBusRouter` drops
+signals that nobody has fetched yet, lets calls wait for ever and leaves waiters hanging when the bus goes away; here
+every signal reaches the handler in order, every call has a time limit, and a lost bus fails every call that is under
+way and sets `lost`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, Parser, message_bus, new_method_call
+from jeepney.auth import BEGIN, AuthenticationError, Authenticator
+from jeepney.bus import get_bus
+
+from ooodd.errors import BusError
+
+# sd-bus's own default, sd_bus_call(3).
+_CALL_TIMEOUT = 25.0
+# DBus specification: the most that a message may hold is 128 MiB. Ours are some KiB.
+_READ_SIZE = 64 * 1024
+
+_HINT = "is dbus running? systemctl status dbus"
+
+
+class BusRefusalError(BusError):
+    """The called service answered with an error; `name` is the D-Bus name of it."""
+
+    def __init__(self, name: str, text: str) -> None:
+        """Take the D-Bus error's name and its text for humans."""
+        super().__init__(text or name)
+        self.name = name
+
+
+class Bus:
+    """One connection. Its owner calls `close`; after `lost` is done nothing but `close` is of use."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take an authenticated connection; `connect` makes one."""
+        self._reader = reader
+        self._writer = writer
+        self._parser = Parser()
+        self._serials = count(1)
+        self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._on_signal: Callable[[str, str, tuple[Any, ...]], None] = lambda *_: None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._receiver = asyncio.create_task(self._receive(), name="bus")
+
+    @classmethod
+    async def connect(cls) -> "Bus":
+        """Open, authenticate and greet the system bus; `BusError` if that can't be done."""
+        try:
+            async with asyncio.timeout(_CALL_TIMEOUT):
+                reader, writer = await asyncio.open_unix_connection(get_bus("SYSTEM"))
+                await _authenticate(reader, writer)
+        except (OSError, EOFError, AuthenticationError, TimeoutError) as error:
+            raise BusError(f"can't reach the system message bus ({error})", _HINT) from error
+        bus = cls(reader, writer)
+        try:
+            await bus.call(message_bus.Hello())
+        except BaseException:
+            await bus.close()
+            raise
+        return bus
+
+    async def call(self, message: Message, within: float = _CALL_TIMEOUT) -> tuple[Any, ...]:
+        """Call a method and return the reply's body.
+
+        Raises `BusRefusalError` for an error reply, `BusError` if no reply came `within` seconds or the bus is lost.
+        """
+        if self.lost.done():
+            raise BusError("the connection to the system message bus is lost", _HINT)
+        serial = next(self._serials)
+        reply = self._calls[serial] = asyncio.get_running_loop().create_future()
+        try:
+            self._writer.write(message.serialise(serial))
+            async with asyncio.timeout(within):
+                answer = await reply
+        except TimeoutError as error:
+            member = message.header.fields.get(HeaderFields.member)
+            raise BusError(f"no answer to {member} within {within:g} s from the message bus", _HINT) from error
+        finally:
+            del self._calls[serial]
+        if answer.header.message_type is MessageType.error:
+            text = answer.body[0] if answer.body and isinstance(answer.body[0], str) else ""
+            raise BusRefusalError(answer.header.fields[HeaderFields.error_name], text)
+        return tuple(answer.body)
+
+    async def subscribe(self, *rules: MatchRule) -> None:
+        """Ask the bus for the signals that match."""
+        for rule in rules:
+            await self.call(message_bus.AddMatch(rule))
+
+    def on_signal(self, handler: Callable[[str, str, tuple[Any, ...]], None]) -> None:
+        """Set who gets each signal, as (object path, member, body), in the order of arrival."""
+        self._on_signal = handler
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._receiver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._receiver
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _receive(self) -> None:
+        try:
+            while data := await self._reader.read(_READ_SIZE):
+                self._parser.add_data(data)
+                while (message := self._parser.get_next_message()) is not None:
+                    self._dispatch(message)
+        except OSError:
+            pass
+        finally:
+            self._lose()
+
+    def _dispatch(self, message: Message) -> None:
+        fields = message.header.fields
+        if message.header.message_type is MessageType.signal:
+            self._on_signal(fields[HeaderFields.path], fields[HeaderFields.member], tuple(message.body))
+        elif (call := self._calls.get(fields.get(HeaderFields.reply_serial, 0))) is not None and not call.done():
+            call.set_result(message)
+
+    def _lose(self) -> None:
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(BusError("the connection to the system message bus is lost", _HINT))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+async def _authenticate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    authenticator = Authenticator()
+    try:
+        for request in authenticator:
+            writer.write(request)
+            data = await reader.read(_READ_SIZE)
+            if not data:
+                raise EOFError("closed before authentication")  # noqa: TRY301
+            authenticator.feed(data)
+    except BaseException:
+        writer.close()
+        raise
+    writer.write(BEGIN)
+
+
+def method_call(address: DBusAddress, method: str, signature: str = "", *body: object) -> Message:
+    """Build a method call; jeepney wants no signature rather than an empty one."""
+    return new_method_call(address, method, signature or None, body)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The one command, ooodd(8): run, status, stop, check-config."""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ooodd import __version__, admin, config, listeners, messages
+from ooodd.broker import Broker
+from ooodd.errors import BusError, ConfigError, OooddError
+from ooodd.journal import Journal, StreamJournal, SystemdJournal
+from ooodd.notify import NoNotifier, SystemdNotifier
+from ooodd.processes import ProcessSupervisor
+from ooodd.table import table
+from ooodd.units import UnitSupervisor
+
+_SYSTEM_RUNTIME_DIRECTORY = Path("/run/ooodd")
+_OFFICE = Path("/usr/lib/libreoffice/program")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 1 for what went wrong, 2 for usage, 78 for configuration."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except OooddError as error:
+        print(f"ooodd: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # of `ooodd status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ooodd", description="A pool of LibreOffice workers behind one UNO port.")
+    parser.add_argument("--version", action="version", version=f"ooodd {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="serve clients: as ooodd.service, or in the foreground without systemd")
+    run.add_argument("--config", type=Path, metavar="FILE", help=f"instead of {config.DEFAULT_PATH}")
+    run.add_argument("--listen", default="127.0.0.1:2002", metavar="HOST:PORT", help="in the foreground: where")
+    run.add_argument("--office", type=Path, default=_default_office(), metavar="DIR", help="in the foreground: the "
+                     "office's program directory, that of soffice.bin (%(default)s)")  # fmt: skip
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="show workers, queue and totals")
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(command=_status)
+
+    stop = commands.add_parser("stop", help="end the running broker with its sessions and offices")
+    stop.set_defaults(command=_stop)
+
+    check = commands.add_parser("check-config", help="say whether the configuration can be used")
+    check.add_argument("file", type=Path, nargs="?", help=f"instead of {config.DEFAULT_PATH}")
+    check.set_defaults(command=_check_config)
+
+    for command in (run, status, stop):
+        command.add_argument("--runtime-directory", type=Path, metavar="DIR", default=None, help="where the control "
+                             "socket is (/run/ooodd, or one of your own in the foreground)")  # fmt: skip
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    return asyncio.run(_run_as_service(options) if _under_systemd() else _run_in_foreground(options))
+
+
+def _under_systemd() -> bool:
+    """Tell ooodd.service from the foreground: systemd passes sockets, and an ear for notifications."""
+    return "LISTEN_FDS" in os.environ or "NOTIFY_SOCKET" in os.environ
+
+
+async def _run_as_service(options: argparse.Namespace) -> int:
+    """Offices are units, the listeners come from systemd, messages go to the journal."""
+    journal: Journal = SystemdJournal("info")
+    sockets = []
+    try:
+        sockets = listeners.from_systemd()
+        settings = config.load(options.config)
+        journal = SystemdJournal(settings.log.level)
+        supervisor = await UnitSupervisor.connect()
+        try:
+            await supervisor.stop_leftovers(settings.pool.workers)
+            broker = Broker(settings, supervisor, journal, SystemdNotifier())
+            await _serve(broker, sockets, options, supervisor.bus_lost)
+        finally:
+            await supervisor.close()
+    except OooddError as error:
+        journal.log(messages.BROKER_FAILED, error=error)
+        if isinstance(error, ConfigError):
+            listeners.refuse_waiting(sockets)
+        return error.exit_status
+    finally:
+        for listener in sockets:
+            listener.close()
+    return 0
+
+
+async def _run_in_foreground(options: argparse.Namespace) -> int:
+    """Offices are child processes, messages go to stderr; no root, no systemd."""
+    settings = config.load(options.config)
+    listener = listeners.listen(options.listen)
+    supervisor = ProcessSupervisor(options.office)
+    try:
+        broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier())
+        await _serve(broker, [listener], options, asyncio.get_running_loop().create_future())
+    finally:
+        await supervisor.close()
+        listener.close()
+    return 0
+
+
+async def _serve(
+    broker: Broker, sockets: list["listeners.socket.socket"], options: argparse.Namespace, lost: "asyncio.Future[None]"
+) -> None:
+    """Run the broker until a signal or `ooodd stop` ends it, or the bus is lost, which is a `BusError`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, broker.stop)
+    control = admin.ControlSocket(broker, _runtime_directory(options))
+    await control.open()
+    serving = asyncio.create_task(broker.run(sockets), name="broker")
+    try:
+        await asyncio.wait([serving, lost], return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            raise BusError(
+                "the connection to the system message bus is lost, and with it systemd", "systemd restarts ooodd"
+            )
+        await serving
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await control.close()
+
+
+def _status(options: argparse.Namespace) -> int:
+    answer = admin.ask(_runtime_directory(options), "status")
+    print(json.dumps(answer, indent=2) if options.json else table(answer))
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    admin.ask(_runtime_directory(options), "stop")
+    print("ooodd stops. Where ooodd.socket is active, the next client starts it again (systemctl stop ooodd.socket).")
+    return 0
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    path = options.file
+    config.load(path)
+    absent = path is None and not config.DEFAULT_PATH.exists()
+    print(f"{path or config.DEFAULT_PATH}: {'absent, so all defaults' if absent else 'ok'}")
+    return 0
+
+
+def _runtime_directory(options: argparse.Namespace) -> Path:
+    """Return where the control socket is: as asked, as systemd says, or as it would be for whoever asks."""
+    if options.runtime_directory is not None:
+        return Path(options.runtime_directory)
+    if "RUNTIME_DIRECTORY" in os.environ:  # RuntimeDirectory= of ooodd.service; its first is ours
+        return Path(os.environ["RUNTIME_DIRECTORY"].split(":")[0])
+    own = Path(os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())) / f"ooodd-{os.getuid()}"
+    in_foreground = options.command is _run
+    return own if in_foreground or not _SYSTEM_RUNTIME_DIRECTORY.exists() else _SYSTEM_RUNTIME_DIRECTORY
+
+
+def _default_office() -> Path:
+    """Return the same default as ooodd-worker@.service has."""
+    return Path(os.environ.get("OOODD_OFFICE", _OFFICE))

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration file, ooodd.toml(5).
+
+An absent file means all defaults. Anything that can't be used, down to one unknown key, is a `ConfigError` of one
+line that names the file, the key and the reason: a broker that runs with half of what its administrator wrote is
+worse than one that doesn't start. TOML is typed, so `workers = "4"` is an error and not 4.
+
+pydantic checks structure and ranges; only what its versions 1.10 and 2 share is used here.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli
+from pydantic import BaseModel, Field, ValidationError
+
+from ooodd.errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/ooodd/ooodd.toml")
+
+# Seconds per unit, as systemd.time(7) spells them.
+_UNITS = {
+    **dict.fromkeys(("us", "usec", "µs"), 1e-6),
+    **dict.fromkeys(("ms", "msec"), 1e-3),
+    **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+    **dict.fromkeys(("w", "week", "weeks"), 604800.0),
+}
+_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ]*)")
+
+# Keys of the design whose function comes with a later version. Naming one is an error: what it asks for would not happen.
+_LATER = {
+    "pool": {
+        "min_workers",
+        "spare_workers",
+        "max_age",
+        "max_memory",
+        "idle_timeout",
+        "probe_interval",
+        "probe_timeout",
+        "preload",
+    },
+    "queue": {"max_per_host"},
+    "session": {"timeout", "idle_timeout"},
+    "access": {"allowed_hosts", "allowed_users"},
+}
+
+
+_DEFAULT_JITTER = 3
+
+
+def _default_workers() -> int:
+    """Offices are cheap (22 MiB idle) and some clients hold three at once, so be generous."""
+    return max(4, 2 * (os.cpu_count() or 1))
+
+
+class PoolSection(BaseModel, extra="forbid"):
+    """`[pool]`: how many offices, and how long each lives. Times in seconds."""
+
+    workers: int = Field(default_factory=_default_workers, ge=1, le=1000)
+    max_uses: int = Field(default=10, ge=1, le=1_000_000)
+    max_uses_jitter: int = Field(default=_DEFAULT_JITTER, ge=0, le=1_000_000)
+    start_timeout: float = Field(default=60.0, ge=1.0, le=3600.0)
+
+
+class QueueSection(BaseModel, extra="forbid"):
+    """`[queue]`: how many clients may wait for an office, and how long (seconds)."""
+
+    max_clients: int = Field(default=1000, ge=0, le=100_000)
+    timeout: float = Field(default=600.0, ge=1.0, le=86400.0)
+
+
+class DataPathSection(BaseModel, extra="forbid"):
+    """`[data_path]`: how the bytes reach the office."""
+
+    mode: Literal["forward"] = "forward"
+
+
+class LogSection(BaseModel, extra="forbid"):
+    """`[log]`: how much goes to the journal."""
+
+    level: Literal["serious", "info", "detail"] = "info"
+
+
+class Config(BaseModel, extra="forbid"):
+    """The whole file."""
+
+    pool: PoolSection = Field(default_factory=PoolSection)
+    queue: QueueSection = Field(default_factory=QueueSection)
+    data_path: DataPathSection = Field(default_factory=DataPathSection)
+    log: LogSection = Field(default_factory=LogSection)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the values in force, section by section, for `ooodd status --json`."""
+        return {section: dict(getattr(self, section)) for section in Config.__annotations__}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a time span in systemd's notation ("90s", "1h 30min"); `ValueError` if it isn't one."""
+    total, position = 0.0, 0
+    while match := _SPAN.match(text, position):
+        number, unit = match.groups()
+        if unit not in _UNITS:
+            msg = f'unknown unit "{unit}" in "{text}"'
+            raise ValueError(msg)
+        total, position = total + float(number) * _UNITS[unit], match.end()
+    if not position or text[position:].strip():
+        msg = f'"{text}" is no duration such as "90s" or "5min"'
+        raise ValueError(msg)
+    return total
+
+
+def load(path: Path | None = None) -> Config:
+    """Read the configuration; without `path` from the default place, where an absent file means all defaults.
+
+    Raises `ConfigError`, whose text is one line that names file, place and reason.
+    """
+    source = path or DEFAULT_PATH
+    try:
+        text = source.read_text("utf-8")
+    except FileNotFoundError as error:
+        if path is None:
+            return Config()
+        raise ConfigError(f"{source}", f"{error.strerror}; give an existing file, or none for all defaults") from error
+    except OSError as error:
+        raise ConfigError(f"{source}", f"{error.strerror}; it must be readable by the user that runs ooodd") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}", f"not UTF-8 at byte {error.start}") from error
+    return parse(text, str(source))
+
+
+def parse(text: str, source: str) -> Config:
+    """Turn the text of a configuration file into a `Config`; `source` is the file's name for the error's line."""
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(source, f"no valid TOML: {error}") from error
+    problems = list(_prepare(document))
+    _fit_jitter(document)
+    if not problems:
+        try:
+            config = Config(**document)
+        except ValidationError as error:
+            problems = [_describe(entry["loc"], entry["msg"], entry.get("ctx")) for entry in error.errors()]
+        else:
+            problems = list(_contradictions(config))
+    if problems:
+        raise ConfigError(source, "; ".join(problems))
+    return config
+
+
+def _prepare(document: dict[str, Any]) -> Iterator[str]:
+    """Turn durations into seconds in place; yield a problem for each unknown, later or wrongly typed key."""
+    sections = Config.__annotations__
+    for section, values in document.items():
+        if section not in sections and section not in _LATER:
+            yield _unknown(section, [*sections, *_LATER], "section")
+        elif not isinstance(values, dict):
+            yield f"{section}: must be a section, [{section}]"
+        else:
+            keys = sections[section].__annotations__ if section in sections else {}
+            for key, value in values.items():
+                yield from _prepare_key(section, key, value, keys, values)
+
+
+def _prepare_key(
+    section: str, key: str, value: object, keys: dict[str, type], values: dict[str, Any]
+) -> Iterator[str]:
+    place = f"{section}.{key}"
+    if key in _LATER.get(section, ()) or (place, value) == ("data_path.mode", "handoff"):
+        setting = f'{place} = "{value}"' if place == "data_path.mode" else place
+        yield f"{setting}: not supported yet; remove it"
+    elif key not in keys:
+        yield _unknown(place, [f"{section}.{known}" for known in (*keys, *_LATER.get(section, ()))], "key")
+    elif keys[key] is int and type(value) is not int:
+        yield f"{place}: must be a whole number without quotes, not {_toml(value)}"
+    elif keys[key] is float:  # every float of the configuration is a duration
+        try:
+            values[key] = parse_duration(str(value) if _is_number(value) else _string(value))
+        except ValueError as error:
+            yield f"{place}: {error}"
+
+
+def _fit_jitter(document: dict[str, Any]) -> None:
+    """Let a small `max_uses` stand alone: the default of its jitter then is what there is room for."""
+    pool = document.get("pool")
+    if isinstance(pool, dict) and isinstance(pool.get("max_uses"), int):
+        pool.setdefault("max_uses_jitter", max(0, min(_DEFAULT_JITTER, pool["max_uses"] - 1)))
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    pool = config.pool
+    if pool.max_uses_jitter >= pool.max_uses:
+        yield (
+            f"pool.max_uses_jitter: must be below pool.max_uses ({pool.max_uses}), not {pool.max_uses_jitter}; "
+            "lower it or raise max_uses"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        msg = f'must be a duration such as "90s", not {_toml(value)}'
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for its one caller
+    return value
+
+
+def _toml(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+def _unknown(place: str, known: list[str], what: str) -> str:
+    close = difflib.get_close_matches(place, known, n=1)
+    return f"{place}: unknown {what}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _describe(location: tuple[int | str, ...], message: str, context: dict[str, Any] | None) -> str:
+    """Say pydantic's finding in our words: its two versions word it differently."""
+    limits = context or {}
+    place = ".".join(map(str, location))
+    for limit, words in (("ge", "at least"), ("le", "at most"), ("limit_value", "within")):
+        if limit in limits:
+            bound = limits[limit]
+            if limit == "limit_value":  # pydantic 1 tells the direction in the message only
+                words = "at least" if "greater" in message else "at most"  # noqa: PLW2901
+            return f"{place}: must be {words} {bound:g}"
+    permitted = limits.get("permitted") or limits.get("expected")
+    if permitted:
+        words = ", ".join(f'"{value}"' for value in permitted) if isinstance(permitted, tuple) else permitted
+        return f"{place}: must be one of {words}"
+    return f"{place}: {message}"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The listening sockets: from systemd by name (sd_listen_fds_with_names(3)), or opened here in the foreground."""
+
+import errno
+import socket
+from collections.abc import Iterator
+
+from ooodd.errors import ListenError
+
+# FileDescriptorName= in ooodd.socket.
+SOCKET_NAME = "uno"
+# SOMAXCONN caps it; ooodd.socket asks for the same.
+_BACKLOG = 4096
+# Clients accepted in one go before the loop gets to everything else.
+_BATCH = 64
+
+
+def from_systemd() -> list[socket.socket]:
+    """Return the listeners that systemd passed, all verified; the caller closes them. `ListenError`."""
+    from systemd.daemon import listen_fds_with_names  # noqa: PLC0415 - absent in foreground use
+
+    passed = listen_fds_with_names(unset_environment=True)
+    listeners = [_verified(fd) for fd, name in passed.items() if name == SOCKET_NAME]
+    if not listeners:
+        names = ", ".join(sorted(set(passed.values()))) or "none at all"
+        raise ListenError(
+            f'systemd passed no socket named "{SOCKET_NAME}" (passed: {names})',
+            f"ooodd.socket must be active and have FileDescriptorName={SOCKET_NAME}; systemctl start ooodd.socket",
+        )
+    return listeners
+
+
+def _verified(fd: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=fd)
+        accepts = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ListenError(f"fd {fd} from systemd is no socket ({error.strerror})", "check ooodd.socket") from error
+    if listener.type is not socket.SOCK_STREAM or not accepts:
+        raise ListenError(
+            f"fd {fd} from systemd is no listening stream socket", "ooodd.socket needs ListenStream= and Accept=no"
+        )
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
+
+
+def listen(address: str) -> socket.socket:
+    """Open a listener on HOST:PORT, for foreground use; the caller closes it. `ListenError` names the remedy."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 - 16 bits
+        raise ListenError(f'"{address}" is no address to listen on', "give HOST:PORT, e.g. 127.0.0.1:2002")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.bind((host.strip("[]"), int(port)))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        hint = "end what listens there (ss -ltnp), or give another --listen" if error.errno == errno.EADDRINUSE else ""
+        raise ListenError(f"can't listen on {address}: {error.strerror}", hint) from error
+    return listener
+
+
+def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, str]]:
+    """Yield the clients that wait, as (socket, address for humans), a batch at the most; the caller closes them.
+
+    Raises the OSError of accept(2) that means trouble here (EMFILE, ENFILE, ENOBUFS, ENOMEM); a client that has gone
+    again before it was accepted is none.
+    """
+    for _ in range(_BATCH):
+        try:
+            client, address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            continue  # accept(2): network errors of the new connection; treat them like EAGAIN
+        client.setblocking(False)  # noqa: FBT003
+        if client.family in (socket.AF_INET, socket.AF_INET6):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield client, _peer(address)
+
+
+def refuse_waiting(listeners: list[socket.socket]) -> None:
+    """Close whoever waits in the listeners: for a broker that can't start, so that systemd isn't asked to at once again.
+
+    A socket unit starts its service as long as a connection waits; the next client will be the next try.
+    """
+    for listener in listeners:
+        for client, _ in accept(listener):
+            client.close()
+
+
+def name(listener: socket.socket) -> str:
+    """Return the listener's address for humans."""
+    return _peer(listener.getsockname())
+
+
+def _peer(address: object) -> str:
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address) or "a local process"

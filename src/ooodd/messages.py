@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every line that ooodd writes to the journal.
+
+A message has a fixed MESSAGE_ID, by which `journalctl MESSAGE_ID=...` finds it and the catalog (`journalctl -x`,
+systemd/ooodd.catalog) explains it. The braces name the fields that its sender gives; `worker`, `client` and `session`
+also become OOODD_WORKER=, OOODD_CLIENT= and OOODD_SESSION=.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Priority(IntEnum):
+    """syslog(3) priorities, as far as they are used here."""
+
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+    DEBUG = 7
+
+
+# oood.py's three levels, and up to which priority each lets a message through.
+LEVELS = {"serious": Priority.WARNING, "info": Priority.INFO, "detail": Priority.DEBUG}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One kind of line: its id (128 bits in hex), its priority and its text."""
+
+    id: str
+    priority: Priority
+    text: str
+
+
+BROKER_READY = Message(
+    "b885c22f2e2343b59b51c54237e03523", Priority.NOTICE, "ooodd {version} serves {listeners} with {workers} workers"
+)
+BROKER_STOPPING = Message(
+    "cefd5c15f2a04b70a2e50dbb4758ccdf",
+    Priority.NOTICE,
+    "stopping: {sessions} sessions end, {queued} waiting clients are let go",
+)
+BROKER_FAILED = Message("51f9869e473543bdab64b5f878672223", Priority.ERROR, "{error}")
+INTERNAL_ERROR = Message(
+    "454b11bec8d94979ac6a10a84ac4e6ac", Priority.ERROR, "internal error in {where}, which went on without it: {error}"
+)
+ACCEPT_PAUSED = Message(
+    "bd1fa48efc7340f0a9278f197c34d7f9",
+    Priority.ERROR,
+    "can't accept clients: {error}; new ones wait in the socket, next try in {seconds:.1f} s",
+)
+CLIENT_NOT_UNO = Message(
+    "cb18f365e85d4eb089bc2571e21790d7", Priority.DEBUG, "{client} closed: what it sent is no UNO Remote Protocol"
+)
+CLIENT_SILENT = Message(
+    "28004da9a4f9487e9b95d1b549508bb6",
+    Priority.INFO,
+    "{client} closed: it said nothing for {seconds:.0f} s and {limit} others are as silent",
+)
+CLIENT_LEFT = Message(
+    "2916160d546f496b87464eb21fecf841", Priority.INFO, "{client} left after waiting {seconds:.1f} s for a worker"
+)
+CLIENT_REFUSED = Message(
+    "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {seconds:.1f} s: {reason}"
+)
+SESSION_BEGIN = Message(
+    "836660fcf22f409489eb33b97d46664d",
+    Priority.INFO,
+    "session {session}: {client} has worker {worker} after waiting {seconds:.1f} s",
+)
+SESSION_END = Message(
+    "a506e575731c4efe91f6025f86eee0b6",
+    Priority.INFO,
+    "session {session}: ended by {by} after {seconds:.1f} s, {to_office} bytes to the office, {to_client} back",
+)
+WORKER_READY = Message(
+    "38067f17caa6424e91f9e2407d31a890", Priority.DEBUG, "worker {worker} is ready after {seconds:.2f} s, pid {pid}"
+)
+WORKER_RECYCLED = Message("81a1cb8f4ecb48f39daba29d5215ff62", Priority.DEBUG, "worker {worker} is recycled: {detail}")
+WORKER_CRASHED = Message(
+    "930c2cccedfc4b2c98da186f9fecc18c", Priority.WARNING, "worker {worker} crashed and is restarted: {detail}"
+)
+WORKER_HUNG = Message(
+    "4ca807db7c494251a39e89572e4cc65f",
+    Priority.WARNING,
+    "worker {worker} does not answer after its session and is restarted",
+)
+WORKER_NOT_STARTED = Message(
+    "1f7f4f960f8d4d219f3d3e93a7a2e67e",
+    Priority.ERROR,
+    "worker {worker} can't be started: {detail}; details: journalctl -u {unit}",
+)
+WORKER_NOT_STOPPED = Message(
+    "61a81eeda1ff41968430451bddace2fa", Priority.ERROR, "worker {worker} can't be stopped: {detail}"
+)
+
+ALL = [value for value in list(globals().values()) if isinstance(value, Message)]

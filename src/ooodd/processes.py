@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Offices as child processes, for `ooodd run` without systemd.
+
+Each office has a session of its own, so that Ctrl-C reaches the broker alone, and dies with the broker, even one killed
+with -9 (setpriv(1), --pdeathsig). Its profile is a new temporary directory. Its pipe is in /tmp, where sal puts it.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ooodd.errors import StartError
+from ooodd.pool import Reason
+from ooodd.worker import Office, new_profile_command
+
+# As DefaultTimeoutStopSec= is for units: how long SIGTERM may take before SIGKILL, in seconds. Measured: 4-30 ms.
+_STOP_TIMEOUT = 5.0
+_ORDERLY = {0, 255, 81}
+# sal's PIPEDEFAULTPATH.
+_PIPE_DIRECTORY = Path("/tmp")  # noqa: S108 - sal's choice; Office.connect verifies who listens
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+@dataclass(frozen=True)
+class _Child:
+    office: Office
+    process: Process
+    directory: Path
+    watch: "asyncio.Task[None]"
+
+
+class ProcessSupervisor:
+    """Starts and stops offices as children. Implements `worker.Supervisor`."""
+
+    def __init__(self, program: Path) -> None:
+        """Take the office's program directory, that of soffice.bin."""
+        self._program = program
+        self._children: dict[int, _Child] = {}
+        self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
+
+    def unit(self, number: int) -> str:
+        """Return the name for messages."""
+        return f"worker-{number}"
+
+    async def start(self, number: int) -> Office:
+        """Make a profile and start an office on it."""
+        await self.stop(number)
+        directory = Path(tempfile.mkdtemp(prefix=f"ooodd-{number}-"))
+        try:
+            await self._make_profile(directory / "profile")
+            pipe_name = f"ooodd-{os.getpid()}-{number}-{secrets.token_hex(4)}"
+            process = await self._spawn(directory, pipe_name)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        office = Office(self.unit(number), process.pid, os.getuid(), _PIPE_DIRECTORY, pipe_name)
+        watch = asyncio.create_task(self._watch(number, office, process), name=f"watch worker {number}")
+        self._children[number] = _Child(office, process, directory, watch)
+        return office
+
+    async def stop(self, number: int) -> None:
+        """End the office's whole process group, and remove its profile and pipe."""
+        child = self._children.pop(number, None)
+        if child is None:
+            return
+        child.watch.cancel()
+        _kill(child.process.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await child.process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            _kill(child.process.pid, signal.SIGKILL)
+            await child.process.wait()
+            child.office.remove_pipes()
+            shutil.rmtree(child.directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End what was left running."""
+        for number in list(self._children):
+            await self.stop(number)
+
+    async def _make_profile(self, profile: Path) -> None:
+        command = new_profile_command(profile, self._program)
+        process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+        _, complaint = await process.communicate()
+        if process.returncode:
+            text = complaint.decode(errors="replace").removeprefix("<3>").strip()
+            raise StartError(text, "" if "OOODD_OFFICE" in text else f"new-profile ended with {process.returncode}")
+
+    async def _spawn(self, directory: Path, pipe_name: str) -> Process:
+        command = [
+            *("setpriv", "--pdeathsig", "KILL", "--", str(self._program / "soffice.bin")),
+            *("--headless", "--norestore", "--nologo", "--nodefault"),
+            f"-env:UserInstallation=file://{directory}/profile",
+            f"-env:OSL_SOCKET_PATH={directory}",
+            f"--accept=pipe,name={pipe_name};urp",
+        ]
+        environment = {**os.environ, **_ENVIRONMENT, "TMPDIR": str(directory)}
+        for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+            environment.pop(display, None)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=DEVNULL, env=environment, start_new_session=True
+            )
+        except OSError as error:
+            raise StartError(f"{command[0]}: {error.strerror}", "install util-linux") from error
+
+    async def _watch(self, number: int, office: Office, process: Process) -> None:
+        status = await process.wait()
+        reason = Reason.ENDED if status in _ORDERLY else Reason.CRASHED
+        self.lost(number, office, reason, f"exit status {status}" if status >= 0 else f"killed by signal {-status}")
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    """Signal a child's process group, that of the session which it leads."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the pyuno clients here share: the connection, streams on the client's side, and the steps that a test can watch.
+
+None of them knows of ooodd: this is what programs that use LibreOffice have done for twenty years. Run by Debian's
+/usr/bin/python3, which has python3-uno.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import uno
+import unohelper
+from com.sun.star.beans import PropertyValue
+from com.sun.star.io import XInputStream, XOutputStream, XSeekable
+
+HOST = "127.0.0.1"
+PORT = 2002
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the office is."""
+    parser.add_argument("--host", default=HOST)
+    parser.add_argument("--port", type=int, default=PORT)
+
+
+def connect(host: str, port: int) -> Any:
+    """Open a new connection and return the office's component context. Nothing ever closes it but the process's end."""
+    local = uno.getComponentContext()
+    resolver = local.ServiceManager.createInstanceWithContext("com.sun.star.bridge.UnoUrlResolver", local)
+    return resolver.resolve(f"uno:socket,host={host},port={port};urp;StarOffice.ComponentContext")
+
+
+def create(context: Any, service: str) -> Any:
+    """Create a service in the office."""
+    return context.ServiceManager.createInstanceWithContext(service, context)
+
+
+def properties(**values: object) -> tuple[Any, ...]:
+    """UNO property values, as loading and storing take them."""
+    return tuple(PropertyValue(name, 0, value, 0) for name, value in values.items())
+
+
+class Steps:
+    """Tells each step of a client as a line of JSON on standard output: the event that a test waits for.
+
+    At one step the client can hold, until a line or the end of standard input comes, and at one kill itself.
+    """
+
+    def __init__(self, hold: str | None, die: str | None) -> None:
+        self.hold = hold
+        self.die = die
+
+    def __call__(self, step: str, **facts: object) -> None:
+        print(json.dumps({"step": step, **facts}), flush=True)
+        if step == self.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.hold:
+            sys.stdin.readline()
+
+
+def error_line(error: BaseException) -> str:
+    """The JSON line of an error: the UNO exception's name and its text."""
+    name = getattr(error, "typeName", None) or type(error).__name__
+    return json.dumps({"step": "error", "type": name, "message": str(getattr(error, "Message", error))})
+
+
+def leave(status: int) -> None:
+    """End without pyuno's own end, which sometimes is a segmentation fault. The socket just vanishes."""
+    sys.stdout.flush()
+    os._exit(status)
+
+
+class FileInput(unohelper.Base, XInputStream, XSeekable):  # type: ignore[misc]
+    """A file of the client that the office reads over the connection, call by call."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        self.length = path.stat().st_size
+
+    def readBytes(self, _data: object, count: int) -> tuple[int, Any]:
+        """Read as many bytes as wanted, fewer only at the end."""
+        data = self.file.read(count)
+        return len(data), uno.ByteSequence(data)
+
+    def readSomeBytes(self, data: object, count: int) -> tuple[int, Any]:
+        """Read some bytes."""
+        return self.readBytes(data, count)
+
+    def skipBytes(self, count: int) -> None:
+        """Skip bytes."""
+        self.file.seek(count, os.SEEK_CUR)
+
+    def available(self) -> int:
+        """How many bytes are left."""
+        return self.length - self.file.tell()
+
+    def closeInput(self) -> None:
+        """The office has read enough."""
+        self.file.close()
+
+    def seek(self, position: int) -> None:
+        """Go to a position."""
+        self.file.seek(position)
+
+    def getPosition(self) -> int:
+        """Where the next read begins."""
+        return self.file.tell()
+
+    def getLength(self) -> int:
+        """The file's size in bytes."""
+        return self.length
+
+
+class FileOutput(unohelper.Base, XOutputStream):  # type: ignore[misc]
+    """A file of the client that the office writes over the connection, call by call."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+
+    def writeBytes(self, data: Any) -> None:
+        """Write bytes."""
+        self.file.write(data.value)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self.file.flush()
+
+    def closeOutput(self) -> None:
+        """The office has written all."""
+        self.file.close()

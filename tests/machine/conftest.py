@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Fixtures for tests on a booted machine: the package that is in dist/, the documents, the clients, and machines.
+
+``OOODD_TESTS_SUBSET`` set to anything but "machine" leaves this directory's tests out. Without it they run, and where
+no machine can be booted the whole run fails and says why: a test that did not run is not a test that passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import SOURCE_TREE, Machine, missing
+
+TESTS = SOURCE_TREE / "tests"
+CLIENTS = TESTS / "clients"
+"""The clients, under the same path in a machine: ``machine.run(PYTHON, f"{CLIENTS}/convert.py", ...)``."""
+
+PYTHON = "/usr/bin/python3"
+"""Debian's, which has python3-uno."""
+
+DOCUMENTS_INSIDE = "/srv/documents"
+CLIENTS_INSIDE = "/srv/clients"
+
+if os.environ.get("OOODD_TESTS_SUBSET", "machine") != "machine":
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """End the run before its first test if tests want a machine and there can be none."""
+    here = Path(__file__).parent
+    if not session.config.option.collectonly and any(here in item.path.parents for item in session.items):
+        reason = missing()
+        if reason is not None:
+            pytest.exit(f"no test machine can be booted here: {reason}", returncode=1)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add to a failed test's report what the journal of its machine got since the test began."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    machine, cursor = item.stash.get(JOURNAL_SINCE, (None, ""))
+    if report.failed and machine is not None:
+        try:
+            report.sections.append(("the machine's journal", machine.journal_tail(200, after=cursor)))
+        except (OSError, RuntimeError) as error:
+            report.sections.append(("the machine's journal", f"can't be read: {error}"))
+
+
+JOURNAL_SINCE = pytest.StashKey[tuple[Machine, str]]()
+
+
+@pytest.fixture(autouse=True)
+def journal_in_report(request: pytest.FixtureRequest) -> None:
+    """Note where the machine's journal is when a test begins."""
+    for name in ("machine", "fresh_machine", "bare_machine"):
+        if name in request.fixturenames:
+            machine: Machine = request.getfixturevalue(name)
+            request.node.stash[JOURNAL_SINCE] = (machine, machine.journal_cursor())
+
+
+@pytest.fixture(scope="session")
+def deb() -> Path:
+    """The package under test: the one that ``make deb`` left."""
+    found = sorted((SOURCE_TREE / "dist").glob("ooodd_*.deb"))
+    if len(found) != 1:
+        pytest.fail(f"dist/ has to hold one ooodd_*.deb, it has {[path.name for path in found]}: run make deb")
+    return found[0]
+
+
+def made(cache: pytest.Cache, name: str, *command: str, sources: list[Path]) -> Path:
+    """The directory that a command fills, run again only when one of its sources has changed.
+
+    :param command: gets the directory as its last argument.
+    """
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    directory = cache.mkdir(f"ooodd-{name}") / key
+    complete = directory / ".complete"
+    if not complete.exists():
+        directory.mkdir(exist_ok=True)
+        done = subprocess.run([*command, str(directory)], capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        complete.touch()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def documents(pytestconfig: pytest.Config) -> Path:
+    """The test documents on the host; every machine has them in DOCUMENTS_INSIDE, read-only."""
+    make = TESTS / "documents" / "make.py"
+    cache: pytest.Cache = pytestconfig.cache  # type: ignore[assignment]
+    return made(cache, "documents", PYTHON, str(make), sources=[make])
+
+
+@pytest.fixture(scope="session")
+def expected_pages(documents: Path) -> dict[str, int]:
+    """How many pages the PDF of each document has, by the document's file name."""
+    pages: dict[str, int] = json.loads((documents / "expected.json").read_text())
+    return pages
+
+
+@pytest.fixture(scope="session")
+def built_clients(pytestconfig: pytest.Config) -> Path:
+    """The Java and C++ clients, built; every machine has them in CLIENTS_INSIDE (see tests/clients/build.py)."""
+    build = CLIENTS / "build.py"
+    sources = [build, CLIENTS / "java" / "Convert.java", CLIENTS / "cpp" / "convert.cpp"]
+    cache: pytest.Cache = pytestconfig.cache  # type: ignore[assignment]
+    return made(cache, "clients", PYTHON, str(build), sources=sources)
+
+
+@pytest.fixture(scope="session")
+def shared(documents: Path, built_clients: Path) -> dict[Path, str]:
+    """What every machine sees of the host beside the source tree."""
+    return {documents: DOCUMENTS_INSIDE, built_clients: CLIENTS_INSIDE}
+
+
+@pytest.fixture(scope="session")
+def machine(deb: Path, shared: dict[Path, str]) -> Iterator[Machine]:
+    """One machine for the whole run, with the package installed. A test leaves it as it found it."""
+    with Machine.boot(share=shared) as booted:
+        booted.install(deb)
+        yield booted
+
+
+@pytest.fixture
+def fresh_machine(bare_machine: Machine, deb: Path) -> Machine:
+    """A machine of the test's own with the package installed, to break at will. Takes some seconds."""
+    bare_machine.install(deb)
+    return bare_machine
+
+
+@pytest.fixture
+def bare_machine(shared: dict[Path, str]) -> Iterator[Machine]:
+    """A machine of the test's own without the package."""
+    with Machine.boot(share=shared) as booted:
+        yield booted

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A throwaway machine: a real systemd as PID 1 on an overlay of the host's /, up in a third of a second.
+
+    with Machine.boot() as machine:
+        machine.install(Path("dist/ooodd_0.1.0_all.deb"))
+        machine.run("systemctl", "status", "ooodd.socket", check=True)
+
+The machine has its own pid, mount, uts, ipc, net and cgroup namespaces: its own loopback, journal, system bus, /tmp
+and /run, and every package of the host. What it writes stays in memory and is gone with it. The kernel, the clock and
+the users' numbers are the host's; /sys and /proc/sys (but net) are read-only. It needs root, for there is no user
+namespace: systemd's sandboxing of units is to be tested, not what is left of it in one.
+
+A separate process (keeper.py) keeps the machine and tears it down on ``close``, or when the owner dies in any way.
+
+Control groups: the machine sees a subtree of the host's cgroup2 hierarchy, with the controllers that the host offers
+there. On a host that has memory in cgroup v1 that is none, so ``MemoryMax=`` limits nothing: ask ``has_controller``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import command as commands
+import journal as journals
+from command import Command, CommandFailed, Stream
+from journal import Entry
+from keeper import cgroup2_mount
+
+__all__ = ["Command", "CommandFailed", "Entry", "Machine", "MachineError", "missing"]
+
+KEEPER = Path(__file__).with_name("keeper.py")
+SOURCE_TREE = Path(__file__).resolve().parents[2]
+BOOT_TIMEOUT = 60.0
+"""Seconds; a boot takes 0.3 s on two idle cores."""
+RUN_TIMEOUT = 60.0
+INSTALL_TIMEOUT = 300.0
+CLOSE_TIMEOUT = 30.0
+
+
+class MachineError(Exception):
+    """The machine didn't boot, or isn't well; the text has the end of its journal."""
+
+
+def missing(root: Path = Path("/")) -> str | None:
+    """Say in one line why no machine can be booted here, or return None. Takes some 10 ms."""
+    if os.geteuid() != 0:
+        return "booting a machine takes root"
+    tools = [tool for tool in ("unshare", "nsenter", "setpriv", "mount") if shutil.which(tool) is None]
+    if tools:
+        return f"booting a machine takes the commands {', '.join(tools)} (package util-linux)"
+    if not any((root / path).is_file() for path in ("usr/lib/systemd/systemd", "lib/systemd/systemd")):
+        return f"no systemd is installed in {root}"
+    cgroups = cgroup2_mount()
+    if cgroups is None:
+        return "booting a machine takes a mounted cgroup2 file system"
+    if not os.access(cgroups, os.W_OK):
+        return f"the cgroup2 file system at {cgroups} is read-only"
+    return missing_from_kernel()
+
+
+def missing_from_kernel() -> str | None:
+    """Try, in namespaces that end with the trial, what no file of /proc tells reliably."""
+    overlay = "mount -t overlay -o lowerdir=a,upperdir=b,workdir=c overlay d"
+    trial = f"mount -t tmpfs trial /run && cd /run && mkdir a b c d && {overlay}"
+    unshare = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net", "--fork"]
+    done = subprocess.run([*unshare, "sh", "-c", trial], capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode == 0:
+        return None
+    return f"the kernel refuses namespaces or overlayfs: {' '.join(done.stderr.split())}"
+
+
+class Machine:
+    """One booted machine. Closed by ``close`` or the with statement; when its owner ends without, by its keeper."""
+
+    def __init__(self, keeper: subprocess.Popen[str], pid: int, cgroup: Path) -> None:
+        self.pid = pid
+        """The pid of the machine's systemd, as the host sees it."""
+        self.cgroup = cgroup
+        """The machine's root control group, a directory of the host."""
+        self._keeper = keeper
+        self._commands = cgroup / "commands"
+        self._commands.mkdir()
+
+    @classmethod
+    def boot(
+        cls, root: Path = Path("/"), *, share: Mapping[Path, str] | None = None, timeout: float = BOOT_TIMEOUT
+    ) -> Machine:
+        """Boot a machine and return it when systemd has told that it is ready.
+
+        :param root: the directory that the machine's / is an overlay of. Other file systems mounted below are not seen.
+        :param share: directories of the host and where the machine sees them, read-only and live. The source tree is
+            always there, under its own path.
+        :param timeout: seconds until systemd must be ready.
+        :raises MachineError: not ready in time, ended, or a unit failed. Nothing is left behind then.
+        """
+        shares = {SOURCE_TREE: str(SOURCE_TREE), **(share or {})}
+        options = [f"--share={source.resolve()}:{target}" for source, target in shares.items()]
+        # A session of its own: a Ctrl-C or a kill of the owner's process group is the owner's, the keeper cleans up.
+        keeper = subprocess.Popen(
+            [sys.executable, str(KEEPER), f"--root={root.resolve()}", f"--timeout={timeout}", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert keeper.stdout is not None
+            answer = json.loads(keeper.stdout.readline() or '{"error": "its keeper died"}')
+            if "error" in answer:
+                raise MachineError(f"the machine did not boot: {answer['error']}")
+            machine = cls(keeper, answer["pid"], Path(answer["cgroup"]))
+            machine.check_health()
+        except BaseException:
+            end(keeper)
+            raise
+        return machine
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Tear the machine down, at once and with no shutdown of its units. Returns when nothing of it is left."""
+        end(self._keeper)
+
+    def check_health(self) -> None:
+        """Raise MachineError if a unit has failed (or the machine is not up)."""
+        state = self.run("systemctl", "is-system-running").stdout.strip()
+        if state != "running":
+            failed = self.run("systemctl", "--failed", "--no-legend", "--plain").stdout
+            raise MachineError(f"the machine is {state}\n{failed}\nthe end of its journal:\n{self.journal_tail()}")
+
+    def has_controller(self, name: str) -> bool:
+        """Whether the machine has a cgroup controller ("memory", "cpu", "pids"), so that its limits hold."""
+        return name in (self.cgroup / "cgroup.controllers").read_text().split()
+
+    # Commands
+
+    def popen(
+        self,
+        *command: str,
+        user: str = "root",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: Stream = subprocess.PIPE,
+        stdout: Stream = subprocess.PIPE,
+        stderr: Stream = subprocess.PIPE,
+    ) -> Command:
+        """Start a command in the machine, in all its namespaces; the streams are text. The caller ends it.
+
+        :param user: a user of the machine; no PAM session is made.
+        :param env: added to a small fixed environment; nothing of the host's is passed on.
+        """
+        streams = (stdin, stdout, stderr)
+        return commands.start(self.pid, self._commands, command, user=user, env=env, cwd=cwd, streams=streams)
+
+    def run(
+        self,
+        *command: str,
+        check: bool = False,
+        input: str | None = None,  # noqa: A002 - as subprocess.run calls it
+        user: str = "root",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        timeout: float = RUN_TIMEOUT,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the machine to its end; standard input is ``input``, or empty.
+
+        :raises CommandFailed: with ``check``, if the exit status is not 0.
+        :raises TimeoutError: after ``timeout`` seconds; the command is killed.
+        """
+        process = self.popen(*command, user=user, env=env, cwd=cwd)
+        try:
+            stdout, stderr = process.communicate(input or "", timeout)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"in the machine: {' '.join(command)!r} took more than {timeout:g} s") from error
+        finally:
+            process.release()
+        if check and process.returncode != 0:
+            raise CommandFailed(process.returncode, command, stdout, stderr)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    # Files
+
+    def read(self, path: str) -> str:
+        """The text of a file of the machine."""
+        return self.run("cat", "--", path, check=True).stdout
+
+    def put(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file of the machine, owned by root, with the directories above it."""
+        self.run("install", "-D", f"--mode={mode:o}", "/dev/stdin", path, input=text, check=True)
+
+    def copy_in(self, source: Path, target: str) -> None:
+        """Copy a file of the host to a path in the machine, with its mode and with the directories above it."""
+        mode = source.stat().st_mode & 0o7777
+        with source.open("rb") as content:
+            copy = self.popen("install", "-D", f"--mode={mode:o}", "/dev/stdin", target, stdin=content)
+            try:
+                _, stderr = copy.communicate(timeout=RUN_TIMEOUT)
+            finally:
+                copy.release()
+        if copy.returncode != 0:
+            raise CommandFailed(copy.returncode, ["install", target], "", stderr)
+
+    def copy_out(self, source: str, target: Path) -> None:
+        """Copy a file of the machine, of any content, to a path of the host."""
+        with target.open("wb") as content:
+            copy = self.popen("cat", "--", source, stdout=content)
+            try:
+                _, stderr = copy.communicate(timeout=RUN_TIMEOUT)
+            finally:
+                copy.release()
+        if copy.returncode != 0:
+            raise CommandFailed(copy.returncode, ["cat", source], "", stderr)
+
+    def install(self, *debs: Path) -> None:
+        """Install packages, offline: what they depend on is to be installed in the root already. Starts their units."""
+        targets = [f"/tmp/{deb.name}" for deb in debs]
+        for deb, target in zip(debs, targets, strict=True):
+            self.copy_in(deb, target)
+        if debs:
+            environment = {"DEBIAN_FRONTEND": "noninteractive"}
+            self.run("dpkg", "--install", *targets, env=environment, timeout=INSTALL_TIMEOUT, check=True)
+
+    # Journal
+
+    def journal(self, unit: str | None = None, *matches: str, after: str | None = None) -> list[Entry]:
+        """All journal entries of a unit, and of further matches ("MESSAGE_ID=..."), oldest first.
+
+        What has been written before the call is in. A unit's entries include what systemd says about it.
+
+        :param after: a cursor (``journal_cursor``, or an entry's ``__CURSOR``): only what came later.
+        """
+        self.run("journalctl", "--sync", check=True)
+        lines = self.run(*journals.command(unit, matches, after), check=True).stdout
+        return [journals.parse(line) for line in lines.splitlines()]
+
+    def journal_cursor(self) -> str:
+        """The place of the journal's newest entry, to give as ``after``."""
+        self.run("journalctl", "--sync", check=True)
+        shown = self.run("journalctl", "--quiet", "--lines=0", "--show-cursor", check=True).stdout
+        return shown.split("-- cursor: ")[1].strip()
+
+    def journal_tail(self, lines: int = 40, after: str | None = None) -> str:
+        """The last lines of the journal for a human."""
+        since = [] if after is None else [f"--after-cursor={after}"]
+        return self.run("journalctl", "--no-pager", "--quiet", "-o", "short-precise", f"--lines={lines}", *since).stdout
+
+    def wait_journal(
+        self, unit: str | None = None, *matches: str, after: str | None = None, timeout: float = 10.0
+    ) -> Entry:
+        """Wait for the first journal entry that matches, already written or still to come (event-driven).
+
+        :raises TimeoutError: after ``timeout`` seconds, with the end of the journal.
+        """
+        follow = self.popen(*journals.command(unit, matches, after), "--follow", "--no-tail", stdin=subprocess.DEVNULL)
+        try:
+            line = read_line(follow, timeout)
+        finally:
+            follow.release()
+        if not line:
+            what = " ".join((unit or "", *matches))
+            raise TimeoutError(f"waited {timeout:g} s for a journal entry {what}; the end is:\n{self.journal_tail()}")
+        return journals.parse(line)
+
+
+def end(keeper: subprocess.Popen[str]) -> None:
+    """Order the teardown by closing the keeper's standard input, and wait for it. May be called twice."""
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    keeper.stdin.close()
+    keeper.wait(CLOSE_TIMEOUT)
+    keeper.stdout.close()
+
+
+def read_line(process: Command, timeout: float) -> str:
+    """Read the first line of a command's output; empty if it says nothing for ``timeout`` seconds, or ended."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], timeout)
+    return process.stdout.readline() if ready else ""
