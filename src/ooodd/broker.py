@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ooodd import __version__, listeners, messages, urp
 from ooodd.config import Config
-from ooodd.errors import WorkerHungError, WorkerLostError
+from ooodd.errors import WorkerHungError, WorkerLostError, describe
 from ooodd.forward import LINGER_LIMIT, Ended, Forwarding, Side
 from ooodd.journal import Journal
 from ooodd.notify import Notifier, Reporter
@@ -136,24 +136,27 @@ class Broker:
                 self.clients[client.session] = client
                 task = asyncio.create_task(self._guard(client), name=f"session {client.session}")
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(lambda task, client=client: self._forget(client, task))
         except OSError as error:  # no descriptor or no memory left
             self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_ACCEPT_PAUSE)
             paused = list(self._accepting)
             self._accept_from([])
             self._loop.call_later(_ACCEPT_PAUSE, lambda: self._stop.is_set() or self._accept_from(paused))
 
+    def _forget(self, client: Client, task: "asyncio.Task[None]") -> None:
+        """Close a client, whatever happened to it, and take back what it still holds."""
+        self._tasks.discard(task)
+        self._silent.pop(client.session, None)
+        client.connection.close()
+        self._do(self.pool.leave(client.session, time.monotonic()))
+        del self.clients[client.session]
+
     async def _guard(self, client: Client) -> None:
-        """Serve a client; whatever happens to it, close it and take back what it holds."""
+        """Serve a client; an error of ours is its own end and nobody else's."""
         try:
             await self._serve(client)
-        except Exception as error:  # noqa: BLE001 - the last resort: nobody else is to suffer
-            self._journal.log(messages.INTERNAL_ERROR, where=f"session {client.session}", error=repr(error))
-        finally:
-            client.connection.close()
-            self._silent.pop(client.session, None)
-            self._do(self.pool.leave(client.session, time.monotonic()))
-            del self.clients[client.session]
+        except Exception as error:  # noqa: BLE001 - the last resort
+            self._journal.log(messages.INTERNAL_ERROR, where=f"session {client.session}", error=describe(error))
 
     async def _serve(self, client: Client) -> None:
         """One client's life."""

@@ -17,6 +17,7 @@ from ooodd.errors import BusError, ConfigError, OooddError
 from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.notify import NoNotifier, SystemdNotifier
 from ooodd.processes import ProcessSupervisor
+from ooodd.socketfailure import socket_failure
 from ooodd.table import table
 from ooodd.units import UnitSupervisor
 
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check-config", help="say whether the configuration can be used")
     check.add_argument("file", type=Path, nargs="?", help=f"instead of {config.DEFAULT_PATH}")
     check.set_defaults(command=_check_config)
+
+    # For ooodd-socket-failed.service, so without help.
+    commands.add_parser("explain-socket-failure").set_defaults(command=_explain_socket_failure)
 
     for command in (run, status, stop):
         command.add_argument("--runtime-directory", type=Path, metavar="DIR", default=None, help="where the control "
@@ -155,6 +159,11 @@ def _check_config(options: argparse.Namespace) -> int:
     config.load(path)
     absent = path is None and not config.DEFAULT_PATH.exists()
     print(f"{path or config.DEFAULT_PATH}: {'absent, so all defaults' if absent else 'ok'}")
+    return 0
+
+
+def _explain_socket_failure(_: argparse.Namespace) -> int:
+    SystemdJournal("info").log(messages.SOCKET_FAILED, **asyncio.run(socket_failure()))
     return 0
 
 

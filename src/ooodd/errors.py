@@ -66,3 +66,8 @@ class AdminError(OooddError):
     """The running broker can't be reached, or refuses the request."""
 
     code = "admin"
+
+
+def describe(error: Exception) -> str:
+    """Return what to tell of an error: our own speak for themselves, any other one is a bug and shows its type."""
+    return str(error) if isinstance(error, OooddError) else f"internal error: {error!r}"

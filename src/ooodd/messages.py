@@ -42,6 +42,11 @@ BROKER_STOPPING = Message(
     "stopping: {sessions} sessions end, {queued} waiting clients are let go",
 )
 BROKER_FAILED = Message("51f9869e473543bdab64b5f878672223", Priority.ERROR, "{error}")
+SOCKET_FAILED = Message(
+    "f6e7e70b40e74d628c776d35d0535c4b",
+    Priority.ERROR,
+    "ooodd.socket failed ({result}): {what}",
+)
 INTERNAL_ERROR = Message(
     "454b11bec8d94979ac6a10a84ac4e6ac", Priority.ERROR, "internal error in {where}, which went on without it: {error}"
 )

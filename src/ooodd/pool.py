@@ -196,6 +196,7 @@ class Pool:
         self.closing = True
         actions: list[Action] = [self._refuse(client, Reason.CLOSING) for client in list(self.queue)]
         for worker in self.workers.values():
+            worker.retry_at = None
             actions += self._stop(worker, now, Reason.CLOSING)
         return actions
 
@@ -333,7 +334,6 @@ class Pool:
         return Start(worker.id)
 
     def _stop(self, worker: Worker, now: float, reason: Reason, detail: str = "") -> list[Action]:
-        worker.retry_at = None
         if worker.state not in ALIVE:
             return []
         actions: list[Action] = []

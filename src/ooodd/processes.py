@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from ooodd.errors import StartError
 from ooodd.pool import Reason
 from ooodd.worker import Office, new_profile_command
@@ -53,7 +55,10 @@ class ProcessSupervisor:
     async def start(self, number: int) -> Office:
         """Make a profile and start an office on it."""
         await self.stop(number)
-        directory = Path(tempfile.mkdtemp(prefix=f"ooodd-{number}-"))
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=f"ooodd-{number}-"))
+        except OSError as error:
+            raise StartError(f"no temporary directory ({error.strerror})", "make room, or set TMPDIR") from error
         try:
             await self._make_profile(directory / "profile")
             pipe_name = f"ooodd-{os.getpid()}-{number}-{secrets.token_hex(4)}"
@@ -72,6 +77,7 @@ class ProcessSupervisor:
         if child is None:
             return
         child.watch.cancel()
+        pipes = {*child.office.pipes(), *_other_pipes(child.process.pid)}
         _kill(child.process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
@@ -81,7 +87,8 @@ class ProcessSupervisor:
         finally:
             _kill(child.process.pid, signal.SIGKILL)
             await child.process.wait()
-            child.office.remove_pipes()
+            for pipe in pipes:
+                pipe.unlink(missing_ok=True)
             shutil.rmtree(child.directory, ignore_errors=True)
 
     async def close(self) -> None:
@@ -119,6 +126,17 @@ class ProcessSupervisor:
         status = await process.wait()
         reason = Reason.ENDED if status in _ORDERLY else Reason.CRASHED
         self.lost(number, office, reason, f"exit status {status}" if status >= 0 else f"killed by signal {-status}")
+
+
+def _other_pipes(pid: int) -> list[Path]:
+    """Return the unix sockets of an office: besides ours the one for "single office" calls, of which no client knows."""
+    try:
+        process = psutil.Process(pid)
+        # psutil 6 renamed it
+        connections = getattr(process, "net_connections", None) or process.connections
+        return [path for c in connections(kind="unix") if (path := Path(c.laddr)).match(f"{_PIPE_DIRECTORY}/OSL_PIPE_*")]
+    except psutil.Error:
+        return []
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

@@ -90,13 +90,13 @@ class UnitSupervisor:
             result = await self._job(unit, "RestartUnit")
             service = await self._get_service(unit)
         except BusError as error:
-            raise StartError(f"{unit}: {error}") from error
+            raise StartError(error.message, error.hint) from error
         if result != "done":
-            raise StartError(f"{unit}: {_describe(service, result)}", _start_hint(service))
+            raise _start_error(service, result)
         office = Office(unit, service["MainPID"], service["UID"], RUNTIME_DIRECTORY / str(number))
         self._offices[unit_path(unit)] = (number, office)
         if not office.pid:
-            raise StartError(f"{unit}: {_describe(service, 'ended at once')}")
+            raise _start_error(service, "ended at once")
         return office
 
     async def stop(self, number: int) -> None:
@@ -239,7 +239,11 @@ def _describe(service: dict[str, Any], otherwise: str) -> str:
     return str(result) if result and result != "success" else otherwise
 
 
-def _start_hint(service: dict[str, Any]) -> str:
-    """Return the remedy for a start that failed in new-profile, whose status only ExecStartPre tells."""
-    statuses = [command[-1] for command in service.get("ExecStartPre", ())]
-    return _OFFICE_HINT if _EX_OSFILE in statuses else ""
+def _start_error(service: dict[str, Any], otherwise: str) -> StartError:
+    """Say why a start failed, with the remedy where it is known. Only ExecStartPre= tells how new-profile ended."""
+    statuses = [command[-1] for command in service["ExecStartPre"] if command[-1]]
+    if _EX_OSFILE in statuses:
+        return StartError("there is no office", _OFFICE_HINT)
+    if statuses:
+        return StartError(f"ExecStartPre= ended with status {statuses[0]}")
+    return StartError(_describe(service, otherwise))

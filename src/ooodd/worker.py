@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ooodd.errors import OooddError, StartError, WorkerHungError, WorkerLostError
+from ooodd.errors import StartError, WorkerHungError, WorkerLostError, describe
 from ooodd.pool import Reason
 
 # What --accept=pipe,name=... is given.
@@ -43,7 +43,7 @@ class Office:
 
         Raises `WorkerLostError` if there is no office at the pipe, or if it isn't this one.
         """
-        for path in self._pipes():
+        for path in self.pipes():
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 connection.connect(str(path))
@@ -59,13 +59,8 @@ class Office:
                 return connection
         raise WorkerLostError(f"no pipe of {self.unit} in {self.pipe_directory}")
 
-    def remove_pipes(self) -> None:
-        """Remove what an ended office leaves behind where no service manager cleans up."""
-        for path in self._pipes():
-            path.unlink(missing_ok=True)
-
-    def _pipes(self) -> Iterator[Path]:
-        """Where sal puts a pipe, with the user's id in its name or, if it finds out no user, without."""
+    def pipes(self) -> Iterator[Path]:
+        """Yield the places where sal may have put the pipe, with the user's id in its name or, if it finds out no user, without."""
         yield self.pipe_directory / f"OSL_PIPE_{self.uid}_{self.pipe_name}"
         yield self.pipe_directory / f"OSL_PIPE_{self.pipe_name}"
 
@@ -122,7 +117,10 @@ class Supervisor(Protocol):
         """Return the name under which the worker is known."""
 
     async def start(self, number: int) -> Office:
-        """Start a new office with a new profile; one still running under this number ends first. `StartError`."""
+        """Start a new office with a new profile; one still running under this number ends first.
+
+        Raises `StartError` if that fails, and then nothing is left running.
+        """
 
     async def stop(self, number: int) -> None:
         """End the office, if there is one, and wait until nothing of it is left. `OooddError` if that fails."""
@@ -160,6 +158,8 @@ class Keeper:
         self._start_timeout = start_timeout
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._offices: dict[int, Office] = {}
+        # Workers whose start was refused, so that there is nothing to stop.
+        self._absent: set[int] = set()
         supervisor.lost = self._lost
 
     def office(self, number: int) -> Office:
@@ -179,6 +179,7 @@ class Keeper:
 
     def start(self, number: int) -> None:
         """Begin to start the worker."""
+        self._absent.discard(number)
         self._run(number, self._start(number))
 
     def stop(self, number: int) -> None:
@@ -201,9 +202,10 @@ class Keeper:
         try:
             office = self._offices[number] = await self._supervisor.start(number)
             await office.wait_ready(self._start_timeout)
-        except OooddError as error:
-            self._offices.pop(number, None)
-            self._events.worker_not_started(number, str(error))
+        except Exception as error:  # noqa: BLE001 - of ours too: the worker is tried again, later
+            if isinstance(error, StartError) and number not in self._offices:
+                self._absent.add(number)
+            self._events.worker_not_started(number, describe(error))
         else:
             self._events.worker_ready(number, office)
 
@@ -212,9 +214,10 @@ class Keeper:
             before.cancel()
             await asyncio.gather(before, return_exceptions=True)
         try:
-            await self._supervisor.stop(number)
-        except OooddError as error:
-            self._events.worker_not_stopped(number, str(error))
+            if number not in self._absent:
+                await self._supervisor.stop(number)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._events.worker_not_stopped(number, describe(error))
         self._events.worker_stopped(number)
 
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:

@@ -4,27 +4,30 @@
 
     crash.py [--host H] [--port P] FAULT
 
-- abort: the office runs a shell command that kills it (SystemShellExecute); signal 6, any version.
-- about: dispatches .uno:About, whose dialog a headless 7.4 cannot make.
-- calc-visible: loads a spreadsheet without Hidden, SOURCE is its path.
-- basic-loop: runs an endless Basic loop, in a document that allows its macros.
-- calc-loop: computes formulas for minutes; needs no macros.
-- stream: loads from a stream of the client's that never answers.
+- abort: the office runs a shell command that ends it with signal 6, on any build; takes no settings into account.
+- about: dispatches .uno:About. Debian's 7.4 without a GUI (-nogui) crashes, the full build lives.
+- calc-visible: loads a spreadsheet, SOURCE or an empty one, without Hidden. Again, only the -nogui build crashes.
+- basic-loop: runs an endless Basic loop of a document that allows its macros. The office hangs for good, even when
+  the client has gone: it still answers a handshake, and no call that takes the SolarMutex. Not where macros are off.
+- calc-loop: hangs the office in the same way but without macros, in formulas that take many minutes.
+- stream: loads from a stream of the client's that never answers. The office is well and serves others meanwhile.
 
-Tells "connected", then "faulting" just before the call that hurts. What comes then is the fault: an "error" with status 1
-when the connection broke, "survived" with status 0 if the office went on, and nothing at all as long as it hangs.
+Tells "connected", then "faulting" just before the call that hurts. What comes then is the fault: an "error" with status
+1 when the connection broke, "survived" with status 0 if the office went on, and nothing at all as long as it hangs.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uno
+
 from client import FileInput, Steps, add_address, connect, create, error_line, leave, properties
+from convert import office_pid
 
 LOOP = "Sub Hang\nDo While True\nLoop\nEnd Sub\n"
 ALWAYS_EXECUTE_NO_WARN = 4
@@ -40,10 +43,24 @@ def new_document(context: Any, kind: str, hidden: bool = True, **more: object) -
 
 
 def abort(context: Any, step: Steps, _source: Path | None) -> None:
-    """The office is its child's parent: sh -c 'kill -6 $PPID'. Any client may do that, no setting stops it."""
-    shell = create(context, "com.sun.star.system.SystemShellExecute")
+    """Have the office write a shell script that kills it, and run that. Any client may do so, no setting stops it.
+
+    The service takes one word for a parameter, and starts the shell in the background: hence a file, and the pid.
+    """
+    directory = create(context, "com.sun.star.util.PathSubstitution").getSubstituteVariableValue("$(temp)")
+    url = f"{directory}/abort"
+    script = create(context, "com.sun.star.ucb.SimpleFileAccess").openFileWrite(url)
+    script.writeBytes(uno.ByteSequence(f"kill -ABRT {office_pid(context)}".encode()))
+    script.closeOutput()
     step("faulting")
-    shell.execute("/bin/sh", "-c 'kill -6 $PPID'", 0)
+    create(context, "com.sun.star.system.SystemShellExecute").execute("/bin/sh", uno.fileUrlToSystemPath(url), 0)
+    wait_broken(context)
+
+
+def wait_broken(context: Any) -> None:
+    """Call the office until that fails, as it does when the process has gone; a call waits for the office's answer."""
+    while True:
+        create(context, "com.sun.star.frame.Desktop")
 
 
 def about(context: Any, step: Steps, _source: Path | None) -> None:
@@ -139,5 +156,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     leave(main())

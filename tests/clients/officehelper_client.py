@@ -4,11 +4,12 @@
 
     officehelper_client.py [--host H] [--port P] {officehelper,scriptforge}
 
-- officehelper (package python3-uno): its ``bootstrap`` always starts an office with a pipe of its own and takes no address.
-  Its users on a server keep its second half: up to 20 tries to resolve, half a second between, only NoConnectException
-  is tried again. A refusal of any other kind ends the client.
-- scriptforge (package libreoffice-common) takes host and port: ``ScriptForge(hostname=, port=)``. Its services are Basic
-  in the office, all but CreateScriptService("Basic") and the like: they want macros allowed there.
+- officehelper (package python3-uno): its ``bootstrap`` always starts an office with a pipe of its own and takes no
+  address. Its users on a server keep its second half: up to 20 tries to resolve, half a second between; only
+  NoConnectException is tried again, a refusal of any other kind ends the client.
+- scriptforge (package libreoffice-common) takes host and port: ``ScriptForge(hostname=, port=)``. Its services are
+  LibreOffice's own Basic library, run in the office: they want macros allowed there. Two "used" lines: ConvertToUrl
+  of its service Basic, which is a Python macro of the office's, and BuildPath of FileSystem, which is Basic.
 
 Tells "connected" and then "used", with something that the office said.
 """
@@ -20,8 +21,9 @@ import sys
 import time
 from typing import Any
 
-from client import Steps, add_address, connect, create, error_line, leave
 from com.sun.star.connection import NoConnectException
+
+from client import Steps, add_address, connect, create, error_line, leave
 
 LIBREOFFICE_PROGRAM = "/usr/lib/libreoffice/program"
 """Where scriptforge.py is; python3-uno puts only uno.py into Python's own path."""

@@ -60,8 +60,14 @@ def stock_office(accept: str) -> Iterator[Office]:
 
 
 def unix_sockets(pid: int) -> list[Path]:
-    """The files of a process's unix sockets. A killed office leaves its pipes in /tmp, and takes no other directory."""
-    links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    """The files of a process's unix sockets. A killed office leaves its pipes in /tmp, and takes no other directory.
+
+    None are found once the process has crashed; its pipes then stay.
+    """
+    try:
+        links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return []
     lines = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
     return [Path(line[7]) for line in lines if len(line) > 7 and f"socket:[{line[6]}]" in links]
 

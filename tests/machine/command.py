@@ -18,7 +18,8 @@ from typing import IO, Any
 from deadline import until
 from keeper import WITHOUT_CAPABILITIES
 
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root"}
 """All of a command's environment; nothing of the host's is passed on."""
 
 Stream = int | IO[Any] | None

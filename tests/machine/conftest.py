@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from machine import SOURCE_TREE, Machine, missing
 
 TESTS = SOURCE_TREE / "tests"
@@ -75,11 +76,13 @@ def deb() -> Path:
     return found[0]
 
 
-def made(cache: pytest.Cache, name: str, *command: str, sources: list[Path]) -> Path:
+def made(config: pytest.Config, name: str, *command: str, sources: list[Path]) -> Path:
     """The directory that a command fills, run again only when one of its sources has changed.
 
     :param command: gets the directory as its last argument.
     """
+    cache = config.cache
+    assert cache is not None
     key = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     directory = cache.mkdir(f"ooodd-{name}") / key
     complete = directory / ".complete"
@@ -96,8 +99,7 @@ def made(cache: pytest.Cache, name: str, *command: str, sources: list[Path]) -> 
 def documents(pytestconfig: pytest.Config) -> Path:
     """The test documents on the host; every machine has them in DOCUMENTS_INSIDE, read-only."""
     make = TESTS / "documents" / "make.py"
-    cache: pytest.Cache = pytestconfig.cache  # type: ignore[assignment]
-    return made(cache, "documents", PYTHON, str(make), sources=[make])
+    return made(pytestconfig, "documents", PYTHON, str(make), sources=sorted(make.parent.glob("*.py")))
 
 
 @pytest.fixture(scope="session")
@@ -112,8 +114,7 @@ def built_clients(pytestconfig: pytest.Config) -> Path:
     """The Java and C++ clients, built; every machine has them in CLIENTS_INSIDE (see tests/clients/build.py)."""
     build = CLIENTS / "build.py"
     sources = [build, CLIENTS / "java" / "Convert.java", CLIENTS / "cpp" / "convert.cpp"]
-    cache: pytest.Cache = pytestconfig.cache  # type: ignore[assignment]
-    return made(cache, "clients", PYTHON, str(build), sources=sources)
+    return made(pytestconfig, "clients", PYTHON, str(build), sources=sources)
 
 
 @pytest.fixture(scope="session")

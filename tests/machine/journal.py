@@ -20,8 +20,11 @@ def command(unit: str | None, matches: tuple[str, ...], after: str | None) -> li
 
 
 def parse(line: str) -> Entry:
-    """Parse one line. There, a field that is not UTF-8 is a list of byte values, and one that occurs twice a list of
-    texts, which are joined by newlines here."""
+    """Parse one line.
+
+    There, a field that is not UTF-8 is a list of byte values, and one that occurs twice a list of texts, which are
+    joined by newlines here.
+    """
     return {name: text(value) for name, value in json.loads(line).items()}
 
 

@@ -28,6 +28,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -71,14 +72,12 @@ def remove_cgroup(cgroup: Path) -> None:
 
     Waits for the kernel's event, TEARDOWN_TIMEOUT seconds at most; then the directories stay.
     """
-    try:
+    with suppress(OSError):
         (cgroup / "cgroup.kill").write_text("1")  # Linux 5.14; before, the pid namespace's end has to do
-    except OSError:
-        pass
     if not cgroup.is_dir() or not wait_unpopulated(cgroup):
         return
     for directory, _, _ in os.walk(cgroup, topdown=False):
-        os.rmdir(directory)
+        Path(directory).rmdir()
 
 
 def wait_unpopulated(cgroup: Path) -> bool:
@@ -117,9 +116,8 @@ class Keeper:
         enter = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net", "--fork", "--kill-child"]
         boot = [str(BOOT), str(root), str(self.directory), *shares]
         with (self.directory / "boot.log").open("wb") as log:
-            self.machine = subprocess.Popen(
-                ["sh", "-c", join, str(self.cgroup), *limits, *enter, *boot], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            command = ["sh", "-c", join, str(self.cgroup), *limits, *enter, *boot]
+            self.machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait_ready(self, timeout: float) -> int:
         """Wait for systemd's READY=1, which it sends when its start-up job queue is empty; return its pid.
@@ -132,7 +130,8 @@ class Keeper:
         ended = os.pidfd_open(self.machine.pid)
         try:
             while True:
-                ready, _, _ = select.select([sys.stdin, self.notify, ended], [], [], max(0.0, deadline - time.monotonic()))
+                left = max(0.0, deadline - time.monotonic())
+                ready, _, _ = select.select([sys.stdin, self.notify, ended], [], [], left)
                 if sys.stdin in ready:
                     raise EOFError
                 if ended in ready:
@@ -191,15 +190,16 @@ class Keeper:
         assert self.machine is not None
         if self.machine.poll() is not None:
             return []
-        return [int(pid) for pid in Path(f"/proc/{self.machine.pid}/task/{self.machine.pid}/children").read_text().split()]
+        children = Path(f"/proc/{self.machine.pid}/task/{self.machine.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
 
 
 def journal_tail(pid: int) -> str:
     """The last lines of a machine's journal, read in its mount namespace without any help of its systemd."""
-    enter = ["nsenter", "--target", str(pid), "--mount", "--pid", "--"]
+    enter = ["nsenter", f"--target={pid}", "--mount", "--pid", "--"]
     read = ["journalctl", "--no-pager", "--quiet", "--output=short-precise", f"--lines={JOURNAL_LINES}"]
     try:
-        done = subprocess.run([*enter, *read], capture_output=True, text=True, errors="replace", timeout=10, check=False)
+        done = subprocess.run([*enter, *read], capture_output=True, encoding="utf-8", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"(no journal: {error})"
     return "the end of its journal:\n" + (done.stdout or done.stderr)

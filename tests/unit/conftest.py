@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Coroutine tests, and the check that a test leaves nothing behind: no task, no descriptor, no child."""
+
+import asyncio
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Only catches what hangs; nothing here takes a second.
+HANG_LIMIT = 60.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
+    """Run a coroutine test on a loop of its own, and see that it leaves no task."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(_run(pyfuncitem.obj(**arguments)))
+    return True
+
+
+async def _run(test: Any) -> None:
+    await asyncio.wait_for(test, HANG_LIMIT)
+    await asyncio.sleep(0)  # tasks that are done call back once more
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor or a child."""
+    before = _descriptors()
+    yield
+    assert _descriptors() == before, "descriptors left"
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def _descriptors() -> dict[str, str]:
+    links = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            links[link.name] = str(link.readlink())
+        except FileNotFoundError:  # the descriptor by which the directory was read
+            continue
+    return links

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A fake office and its supervisor, for timing and faults that reality does not repeat.
+
+The office listens on a real unix socket, greets like URP's acceptor and echoes what it gets. A fault is picked by name.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from ooodd.errors import StartError
+from ooodd.messages import Message
+from ooodd.pool import Reason
+from ooodd.worker import Office
+
+GREETING = b"office speaks first"
+# What a UNO client begins with: block header, and the five flags of a first message.
+OPENING = struct.pack(">IIB", 101, 1, 0xF8) + b"opening"
+
+
+class FakeOffice:
+    """One office: what it heard, and how many clients it had at once, as seen from its side."""
+
+    def __init__(self, path: Path, fault: str = "") -> None:
+        self.fault = fault
+        self.sessions: list[bytes] = []
+        self.most_clients = 0
+        self._clients: set[socket.socket] = set()
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        self._listener.bind(str(self._path))
+        self._listener.listen(5)  # as sal does
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def close(self) -> None:
+        """Die: every client sees its connection end."""
+        if self._listener.fileno() == -1:
+            return
+        asyncio.get_running_loop().remove_reader(self._listener)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in (self._listener, *self._clients):
+            connection.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)  # noqa: FBT003
+        self._clients.add(connection)
+        self.most_clients = max(self.most_clients, len(self._clients))
+        task = asyncio.create_task(self._serve(connection), name="fake office")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            await self._talk(connection)
+        connection.close()
+        self._clients.discard(connection)
+
+    async def _talk(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if self.fault == "hang":
+            await asyncio.Event().wait()
+        if self.fault == "close-early":
+            return
+        await loop.sock_sendall(connection, GREETING)
+        heard = b""
+        while data := await loop.sock_recv(connection, 65536):
+            if not heard:
+                self.sessions.append(b"")
+            heard += data
+            self.sessions[-1] = heard
+            if self.fault == "crash-mid-reply":
+                await loop.sock_sendall(connection, data[: len(data) // 2])
+                return
+            await loop.sock_sendall(connection, data)
+        if self.fault == "hang-after-session" and heard:
+            self.fault = "hang"
+        if self.fault == "never-let-go" and heard:
+            await asyncio.Event().wait()
+
+
+class FakeSupervisor:
+    """Starts fake offices. `plan` gives the faults of the offices to come, "" for none, "refuse" for a failed start."""
+
+    def __init__(self, directory: Path, plan: list[str] | None = None) -> None:
+        self.offices: dict[int, FakeOffice] = {}
+        self.started: list[int] = []
+        self.stopped: list[int] = []
+        self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
+        self._plan = plan or []
+        self._directory = directory
+        self._handles: dict[int, Office] = {}
+
+    def unit(self, number: int) -> str:
+        return f"fake-{number}"
+
+    async def start(self, number: int) -> Office:
+        fault = self._plan.pop(0) if self._plan else ""
+        self.started.append(number)
+        if fault == "refuse":
+            raise StartError("refused by plan", "none")
+        if fault == "bug":
+            raise ZeroDivisionError
+        name = f"p{len(self.started)}"
+        fake = self.offices[number] = FakeOffice(self._directory / f"OSL_PIPE_{name}", fault)
+        if fault != "no-pipe":
+            fake.open()
+        office = self._handles[number] = Office(self.unit(number), os.getpid(), os.getuid(), self._directory, name)
+        return office
+
+    async def stop(self, number: int) -> None:
+        self.stopped.append(number)
+        if number in self.offices:
+            await self.offices.pop(number).close()
+
+    async def kill(self, number: int, detail: str = "killed by signal 9") -> None:
+        """Let the office die, and tell."""
+        await self.offices.pop(number).close()
+        self.lost(number, self._handles[number], Reason.CRASHED, detail)
+
+    async def close(self) -> None:
+        for number in list(self.offices):
+            await self.stop(number)
+
+
+class ListJournal:
+    """Keeps what is logged, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Message, dict[str, object]]] = []
+        self._news = asyncio.Event()
+
+    def log(self, message: Message, **fields: object) -> None:
+        message.text.format_map(fields)  # a message with a field missing is a bug
+        self.lines.append((message, fields))
+        self._news.set()
+
+    def count(self, message: Message) -> int:
+        return sum(logged is message for logged, _ in self.lines)
+
+    async def wait_for(self, message: Message, count: int = 1) -> dict[str, object]:
+        while self.count(message) < count:
+            self._news.clear()
+            await self._news.wait()
+        return [fields for logged, fields in self.lines if logged is message][count - 1]
+
+
+class ListNotifier:
+    """Keeps what the service manager is told."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def notify(self, state: str) -> None:
+        self.states.append(state)
+
+
+class FakeClient:
+    """A client at the broker's port."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)  # noqa: FBT003
+        self._address = address
+
+    async def __aenter__(self) -> "FakeClient":
+        await asyncio.get_running_loop().sock_connect(self.socket, self._address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.socket.close()
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+
+    async def receive(self, size: int) -> bytes:
+        """Return `size` bytes, or fewer if the other side ends."""
+        data = b""
+        while len(data) < size and (more := await asyncio.get_running_loop().sock_recv(self.socket, size - len(data))):
+            data += more
+        return data
+
+    async def open(self) -> bytes:
+        """Begin a session and return the office's first words."""
+        await self.send(OPENING)
+        return await self.receive(len(GREETING) + len(OPENING))
+
+    async def ended(self) -> bool:
+        """Wait for the end; True, so that it can be asserted."""
+        with contextlib.suppress(ConnectionResetError):
+            while await asyncio.get_running_loop().sock_recv(self.socket, 65536):
+                pass
+        return True

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The broker with fake offices: the life of clients, the faults of offices, each by name."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier
+
+from ooodd import broker as broker_module
+from ooodd import forward, messages
+from ooodd.broker import Broker
+from ooodd.config import parse
+from ooodd.listeners import listen
+from ooodd.pool import State
+
+HELLO = GREETING + OPENING
+
+
+class World:
+    """A running broker with what surrounds it."""
+
+    def __init__(self, config: str, plan: list[str], directory: Path) -> None:
+        self.listener = listen("127.0.0.1:0")
+        self.supervisor = FakeSupervisor(directory, plan)
+        self.journal = ListJournal()
+        self.notifier = ListNotifier()
+        self.broker = Broker(parse(config, "test"), self.supervisor, self.journal, self.notifier)
+        self.running = asyncio.create_task(self.broker.run([self.listener]), name="broker")
+
+    def client(self) -> FakeClient:
+        return FakeClient(self.listener.getsockname())
+
+    def states(self) -> list[State]:
+        return [worker.state for worker in self.broker.pool.workers.values()]
+
+    async def settled(self, *states: State) -> None:
+        """Wait until the workers have these states."""
+        while self.states() != list(states):
+            await asyncio.sleep(0.001)  # the pool has no event for each of its changes
+
+
+@contextlib.asynccontextmanager
+async def world(config: str = "[pool]\nworkers=1", plan: list[str] | None = None) -> AsyncIterator[World]:
+    # A pipe's path has 108 bytes at the most: tmp_path of a long test name may be too long.
+    with tempfile.TemporaryDirectory() as directory:
+        it = World(config, plan or [], Path(directory))
+        try:
+            yield it
+        finally:
+            it.broker.stop()
+            await it.running
+            assert not it.supervisor.offices, "offices left"
+            it.listener.close()
+
+
+async def test_a_client_has_an_office_to_itself() -> None:
+    async with world() as it, it.client() as client:
+        assert await client.open() == HELLO
+        await client.send(b"more")
+        assert await client.receive(4) == b"more"
+        assert it.states() == [State.BUSY]
+        client.socket.shutdown(socket.SHUT_WR)
+        assert await client.ended()
+        await it.settled(State.IDLE)
+        assert it.supervisor.offices[1].sessions == [OPENING + b"more"]
+
+
+async def test_queued_clients_are_served_in_order_one_at_a_time() -> None:
+    served: list[int] = []
+    async with world() as it:
+        await it.settled(State.IDLE)
+
+        async def one(number: int) -> None:
+            async with it.client() as client:
+                assert await client.open() == HELLO
+                served.append(number)
+
+        async with it.client() as first:
+            await first.open()
+            tasks = []
+            for number in range(20):
+                tasks.append(asyncio.create_task(one(number)))
+                while len(it.broker.pool.queue) < number + 1:
+                    await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert served == list(range(20))
+        await it.journal.wait_for(messages.SESSION_END, 21)
+        assert it.supervisor.started == [1, 1, 1] or len(it.supervisor.started) <= 4
+
+
+async def test_no_office_ever_has_two_clients() -> None:
+    offices = set()
+    async with world("[pool]\nworkers=2\nmax_uses=3\nmax_uses_jitter=1") as it:
+
+        async def one(number: int) -> None:
+            async with it.client() as client:
+                assert await client.open() == HELLO
+                mine = f"client {number}".encode()
+                await client.send(mine)
+                assert await client.receive(len(mine)) == mine
+                offices.update(it.supervisor.offices.values())
+
+        for batch in range(10):
+            await asyncio.gather(*(one(8 * batch + number) for number in range(8)))
+        await it.journal.wait_for(messages.SESSION_END, 80)
+    assert sum(len(office.sessions) for office in offices) == 80
+    assert {office.most_clients for office in offices} == {1}
+    assert len(offices) > 10
+
+
+async def test_max_uses_without_jitter_is_exact() -> None:
+    async with world("[pool]\nworkers=1\nmax_uses=3\nmax_uses_jitter=0") as it:
+        for number in range(9):
+            async with it.client() as client:
+                await client.open()
+                assert len(it.supervisor.started) == number // 3 + 1
+        await it.journal.wait_for(messages.WORKER_RECYCLED, 3)
+        assert it.broker.pool.totals.recycled == 3
+
+
+async def test_silent_and_vanishing_connections_cost_no_worker() -> None:
+    async with world() as it:
+        await it.settled(State.IDLE)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                await stack.enter_async_context(it.client())
+            for _ in range(200):
+                async with it.client():
+                    pass
+            async with it.client() as real:
+                assert await real.open() == HELLO
+        await it.journal.wait_for(messages.SESSION_END)
+        assert it.broker.pool.totals.sessions == 1
+        assert it.broker.pool.workers[1].uses == 1
+
+
+async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "_MOST_SILENT", 2)
+    async with world() as it, it.client() as first, it.client() as second:
+        while len(it.broker.clients) < 2:
+            await asyncio.sleep(0)
+        async with it.client():
+            assert await first.ended()
+            assert await second.open() == HELLO
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"G", b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\xff" * 100, struct.pack(">IIB", 101, 1, 0x78), OPENING[:8] + b"\0"],
+    ids=["one-byte", "http", "zeros", "ones", "short-header", "no-flags"],
+)
+async def test_what_is_not_urp_gets_no_office(noise: bytes) -> None:
+    async with world() as it, it.client() as client:
+        await it.settled(State.IDLE)
+        with contextlib.suppress(ConnectionError):
+            await client.send(noise)
+            assert await client.ended()
+        assert it.supervisor.offices[1].sessions == []
+        assert it.broker.pool.totals.sessions == 0
+
+
+async def test_an_opening_in_single_bytes_is_admitted() -> None:
+    async with world() as it, it.client() as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in OPENING:
+            await client.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert await client.receive(len(HELLO)) == HELLO
+
+
+async def test_who_leaves_the_queue_is_dropped_at_once() -> None:
+    async with world() as it, it.client() as busy:
+        await busy.open()
+        async with it.client() as waiting:
+            await waiting.send(OPENING)
+            while not it.broker.pool.queue:
+                await asyncio.sleep(0)
+        await it.journal.wait_for(messages.CLIENT_LEFT)
+        assert not it.broker.pool.queue
+        assert it.broker.pool.totals.sessions == 1
+
+
+async def test_a_waiting_client_that_floods_is_bounded() -> None:
+    async with world() as it, it.client() as busy:
+        await busy.open()
+        async with it.client() as flood:
+            await flood.send(OPENING)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(flood.send(bytes(64 * 1024 * 1024)), 1)
+            (waiting,) = (client for client in it.broker.clients.values() if client.turn and not client.turn.done())
+            assert len(waiting.early) <= 2 * broker_module._EARLY_BYTES
+
+
+async def test_a_full_queue_turns_away() -> None:
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it:
+        await it.settled(State.IDLE)
+        async with it.client() as busy, it.client() as other:
+            await busy.open()
+            await other.send(OPENING)
+            assert await other.ended()
+            assert it.broker.pool.totals.refused == 1
+            await busy.send(b"still there")
+            assert await busy.receive(11) == b"still there"
+
+
+async def test_a_killed_idle_worker_comes_back() -> None:
+    async with world() as it:
+        await it.settled(State.IDLE)
+        await it.supervisor.kill(1)
+        await it.settled(State.IDLE)
+        assert it.supervisor.started == [1, 1]
+        assert it.broker.pool.totals.crashed == 1
+
+
+async def test_a_killed_busy_worker_ends_its_session_and_no_other() -> None:
+    async with world("[pool]\nworkers=2") as it, it.client() as first, it.client() as second:
+        await it.settled(State.IDLE, State.IDLE)
+        await first.open()
+        await second.open()
+        (number,) = (worker.id for worker in it.broker.pool.workers.values() if worker.client == 1)
+        await it.supervisor.kill(number)
+        assert await first.ended()
+        await second.send(b"on and on")
+        assert await second.receive(9) == b"on and on"
+        assert it.broker.pool.totals.crashed == 1
+
+
+@pytest.mark.parametrize("fault", ["refuse", "bug", "no-pipe", "hang", "close-early"])
+async def test_an_office_that_does_not_get_ready_backs_off_and_the_next_serves(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ooodd.worker.GREETING_LIMIT", 0.05)
+    async with world("[pool]\nworkers=1\nstart_timeout=1", [fault]) as it, it.client() as client:
+        assert await client.open() == HELLO
+        assert it.journal.count(messages.WORKER_NOT_STARTED) == 1
+        assert it.broker.pool.totals.crashed == 0
+
+
+async def test_an_office_that_hangs_after_a_session_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "GREETING_LIMIT", 0.05)
+    async with world(plan=["hang-after-session"]) as it:
+        async with it.client() as client:
+            await client.open()
+        await it.journal.wait_for(messages.WORKER_HUNG)
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        assert it.broker.pool.totals.hung == 1
+
+
+async def test_an_office_that_never_lets_go_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "LINGER_LIMIT", 0.05)
+    async with world(plan=["never-let-go"]) as it:
+        async with it.client() as client:
+            await client.open()
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await it.journal.wait_for(messages.WORKER_HUNG)
+        await it.settled(State.IDLE)
+
+
+async def test_an_office_that_breaks_off_is_recycled_though_it_lives() -> None:
+    async with world(plan=["crash-mid-reply"]) as it:
+        async with it.client() as client:
+            await client.send(OPENING)
+            assert await client.ended()
+        await it.journal.wait_for(messages.WORKER_RECYCLED)
+        async with it.client() as client:
+            assert await client.open() == HELLO
+
+
+async def test_a_worker_that_vanished_unnoticed_costs_its_next_client_nothing() -> None:
+    async with world() as it:
+        await it.settled(State.IDLE)
+        await it.supervisor.offices[1].close()
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        assert it.broker.pool.totals.crashed == 1
+
+
+async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "_ACCEPT_PAUSE", 0.01)
+
+    def no_descriptor(_: socket.socket) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with world() as it:
+        await it.settled(State.IDLE)
+        with monkeypatch.context() as patch:
+            patch.setattr("ooodd.listeners.accept", no_descriptor)
+            async with it.client() as client:
+                await client.send(OPENING)
+                await it.journal.wait_for(messages.ACCEPT_PAUSED)
+                patch.undo()
+                assert await client.receive(len(HELLO)) == HELLO
+
+
+async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world("[pool]\nworkers=2") as it, it.client() as other:
+        await it.settled(State.IDLE, State.IDLE)
+        await other.open()
+        with monkeypatch.context() as patch:
+            patch.setattr("ooodd.broker.Forwarding", None)
+            async with it.client() as client:
+                await client.send(OPENING)
+                assert await client.ended()
+        await it.journal.wait_for(messages.INTERNAL_ERROR)
+        await other.send(b"fine")
+        assert await other.receive(4) == b"fine"
+        async with it.client() as client:
+            assert await client.open() == HELLO
+
+
+async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
+    async with world() as it, it.client() as busy, it.client() as waiting, it.client() as silent:
+        await busy.open()
+        await waiting.send(OPENING)
+        while not it.broker.pool.queue or len(it.broker.clients) < 3:
+            await asyncio.sleep(0)
+        it.broker.stop()
+        assert await busy.ended()
+        assert await waiting.ended()
+        assert await silent.ended()
+        await it.running
+        assert not it.supervisor.offices
+
+
+async def test_the_status_line_says_what_to_do() -> None:
+    async with world("[pool]\nworkers=2", ["refuse", ""]) as it:
+        await it.settled(State.FAILED, State.IDLE)
+        assert it.broker.status_line() == "0 of 2 busy, 0 queued, 1 failed: journalctl -u ooodd"
+        assert it.notifier.states[0].startswith("READY=1\nSTATUS=0 of 2 busy")
