@@ -31,7 +31,10 @@ PDF_FILTERS = {
 
 def load(desktop: Any, source: Path, arguments: argparse.Namespace) -> Any:
     """Load a document, from a stream of the client's or by its path, which then is the office's path too."""
-    options: dict[str, object] = {"Hidden": not arguments.visible, "ReadOnly": arguments.read_only}
+    options: dict[str, object] = {"Hidden": not arguments.visible}
+    # Never ReadOnly=False: in a read-only directory that makes the office fail, with "type detection failed".
+    if arguments.read_only:
+        options["ReadOnly"] = True
     if arguments.stream:
         options["InputStream"] = FileInput(source)
     url = "private:stream" if arguments.stream else source.resolve().as_uri()

@@ -8,7 +8,8 @@
 - about: dispatches .uno:About. Debian's 7.4 without a GUI (-nogui) crashes, the full build lives.
 - calc-visible: loads a spreadsheet, SOURCE or an empty one, without Hidden. Again, only the -nogui build crashes.
 - basic-loop: runs an endless Basic loop of a document that allows its macros. The office hangs for good, even when
-  the client has gone: it still answers a handshake, and no call that takes the SolarMutex. Not where macros are off.
+  the client has gone: it still answers a handshake, and no call that takes the SolarMutex. Security level 3 and
+  DisableMacrosExecution do not stop it, for it is the client that runs the macro.
 - calc-loop: hangs the office in the same way but without macros, in formulas that take many minutes.
 - stream: loads from a stream of the client's that never answers. The office is well and serves others meanwhile.
 

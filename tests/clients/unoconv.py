@@ -4,8 +4,8 @@
 
     unoconv.py [--host H] [--port P] SOURCE TARGET.pdf
 
-What it takes is ``--no-launch`` (-n): without it unoconv 0.7 starts its own soffice whenever it cannot connect, with the
-very same --accept. With it, "cannot connect" is exit status 113. Its default address is 127.0.0.1:2002, so plain
+What it takes is ``--no-launch`` (-n): without it unoconv 0.7 starts its own soffice whenever it cannot connect, with
+the very same --accept. With it, "cannot connect" is exit status 113. Its default address is 127.0.0.1:2002, so plain
 ``unoconv -n -f pdf x.odt`` reaches the office there.
 
 - It connects with ``socket,host=H,port=P,tcpNoDelay=1;urp;StarOffice.ComponentContext``, once, and with no time limit.

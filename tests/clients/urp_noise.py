@@ -31,12 +31,14 @@ from dataclasses import asdict, dataclass
 CHUNK = 1 << 16
 PROTOCOL_TYPE = b"com.sun.star.bridge.XProtocolProperties"
 PROTOCOL_OID = b"UrpProtocolProperties"
-FIRST_MESSAGE = (
-    b"\xf8\x04"  # a request with new type, oid and thread id; requestChange
-    + b"\x96\x00\x00\x27" + PROTOCOL_TYPE
-    + b"\x15" + PROTOCOL_OID + b"\x00\x00"
-    + b"\x19.UrpProtocolPropertiesTid\x00\x00"
-)  # fmt: skip
+FIRST_MESSAGE = b"".join(
+    (
+        b"\xf8\x04",  # a request with new type, oid and thread id; requestChange
+        b"\x96\x00\x00\x27" + PROTOCOL_TYPE,
+        b"\x15" + PROTOCOL_OID + b"\x00\x00",
+        b"\x19.UrpProtocolPropertiesTid\x00\x00",
+    )
+)
 """What pyuno and the C++ library send first, as recorded, but for a random number of 4 bytes at its end."""
 
 

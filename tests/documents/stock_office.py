@@ -65,7 +65,7 @@ def unix_sockets(pid: int) -> list[Path]:
     None are found once the process has crashed; its pipes then stay.
     """
     try:
-        links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
     except OSError:
         return []
     lines = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]

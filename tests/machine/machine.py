@@ -27,6 +27,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self
 
 import command as commands
 import journal as journals
@@ -92,7 +93,7 @@ class Machine:
     @classmethod
     def boot(
         cls, root: Path = Path("/"), *, share: Mapping[Path, str] | None = None, timeout: float = BOOT_TIMEOUT
-    ) -> Machine:
+    ) -> Self:
         """Boot a machine and return it when systemd has told that it is ready.
 
         :param root: the directory that the machine's / is an overlay of. Other file systems mounted below are not seen.
@@ -112,10 +113,7 @@ class Machine:
             start_new_session=True,
         )
         try:
-            assert keeper.stdout is not None
-            answer = json.loads(keeper.stdout.readline() or '{"error": "its keeper died"}')
-            if "error" in answer:
-                raise MachineError(f"the machine did not boot: {answer['error']}")
+            answer = read_answer(keeper)
             machine = cls(keeper, answer["pid"], Path(answer["cgroup"]))
             machine.check_health()
         except BaseException:
@@ -123,7 +121,7 @@ class Machine:
             raise
         return machine
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -274,6 +272,15 @@ class Machine:
             what = " ".join((unit or "", *matches))
             raise TimeoutError(f"waited {timeout:g} s for a journal entry {what}; the end is:\n{self.journal_tail()}")
         return journals.parse(line)
+
+
+def read_answer(keeper: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for what the keeper says of the boot; it has its own time limit."""
+    assert keeper.stdout is not None
+    answer: dict[str, Any] = json.loads(keeper.stdout.readline() or '{"error": "its keeper died"}')
+    if "error" in answer:
+        raise MachineError(f"the machine did not boot: {answer['error']}")
+    return answer
 
 
 def end(keeper: subprocess.Popen[str]) -> None:

@@ -201,3 +201,9 @@ class FakeClient:
             while await asyncio.get_running_loop().sock_recv(self.socket, 65536):
                 pass
         return True
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let everything else on the loop run until the condition holds; the hang limit ends what never does."""
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+        await asyncio.sleep(0)

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration file: what it gives, and that whatever can't be used is one line of file, place and reason.
+
+The texts are ours, so they are the same with every version of pydantic.
+"""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ooodd import config
+from ooodd.config import Config, load, parse, parse_duration
+from ooodd.errors import ConfigError
+
+# How long an example takes is the machine's affair.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+LATER = {
+    "pool": (
+        *("min_workers", "spare_workers", "max_age", "max_memory", "idle_timeout"),
+        *("probe_interval", "probe_timeout", "preload"),
+    ),
+    "queue": ("max_per_host",),
+    "session": ("timeout", "idle_timeout"),
+    "access": ("allowed_hosts", "allowed_users"),
+}
+
+
+def refusal(text: str) -> str:
+    """Return why the text can't be used, without the file's name, having seen that it is one line."""
+    with pytest.raises(ConfigError) as refused:
+        parse(text, "ooodd.toml")
+    line = str(refused.value)
+    assert line.isprintable(), "more than one line"
+    assert line.startswith("ooodd.toml: ")
+    return line.removeprefix("ooodd.toml: ")
+
+
+def outcome(text: str) -> Config | str:
+    """Return the configuration, or why there is none."""
+    try:
+        return parse(text, "ooodd.toml")
+    except ConfigError as error:
+        return str(error)
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    parsed = parse("", "ooodd.toml")
+    assert parsed == Config()
+    assert parsed.pool.workers >= 4
+    assert (parsed.pool.max_uses, parsed.pool.max_uses_jitter) == (10, 3)
+    assert parsed.data_path.mode == "forward"
+    assert parsed.log.level == "info"
+
+
+def test_all_keys_can_be_set_and_are_shown() -> None:
+    text = """
+        pool = {workers = 3, max_uses = 5, max_uses_jitter = 4, start_timeout = "1min 30s"}
+        queue = {max_clients = 0, timeout = 7.5}
+        data_path.mode = "forward"
+        log.level = "detail"
+    """
+    assert parse(text, "ooodd.toml").as_dict() == {
+        "pool": {"workers": 3, "max_uses": 5, "max_uses_jitter": 4, "start_timeout": 90.0},
+        "queue": {"max_clients": 0, "timeout": 7.5},
+        "data_path": {"mode": "forward"},
+        "log": {"level": "detail"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        # Unknown.
+        ("[pool]\nwrokers = 1", "pool.wrokers: unknown key; did you mean pool.workers?"),
+        ("[queue]\nxyzzy = 1", "queue.xyzzy: unknown key"),
+        ("[log]\nlevle = 1", "log.levle: unknown key; did you mean log.level?"),
+        ("[session]\ntimout = 1", "session.timout: unknown key; did you mean session.timeout?"),
+        ("[pol]\nworkers = 1", "pol: unknown section; did you mean pool?"),
+        ("workers = 1", "workers: unknown section"),
+        ('"pool.workers" = 1', "pool.workers: unknown section"),
+        # Of the wrong type.
+        ("pool = 4", "pool: must be a section, [pool]"),
+        ("[[pool]]\nworkers = 4", "pool: must be a section, [pool]"),
+        ("access = 1", "access: must be a section, [access]"),
+        ('[pool]\nworkers = "4"', 'pool.workers: must be a whole number without quotes, not "4"'),
+        ("[pool]\nworkers = 4.0", "pool.workers: must be a whole number without quotes, not 4.0"),
+        ("[pool]\nworkers = true", "pool.workers: must be a whole number without quotes, not true"),
+        ("[pool]\nworkers = [4]", "pool.workers: must be a whole number without quotes, not [4]"),
+        ("[pool]\nworkers = {}", "pool.workers: must be a whole number without quotes, not a table"),
+        ("[pool]\nmax_uses = false", "pool.max_uses: must be a whole number without quotes, not false"),
+        ("[pool]\nstart_timeout = true", 'pool.start_timeout: must be a duration such as "90s", not true'),
+        ("[pool]\nstart_timeout = 2026-01-02", 'pool.start_timeout: must be a duration such as "90s", not 2026-01-02'),
+        ("[queue]\ntimeout = [1]", 'queue.timeout: must be a duration such as "90s", not [1]'),
+        # No duration.
+        ("[queue]\ntimeout = nan", 'queue.timeout: must be a duration such as "90s", not nan'),
+        ("[queue]\ntimeout = inf", 'queue.timeout: must be a duration such as "90s", not inf'),
+        ("[queue]\ntimeout = -1", 'queue.timeout: must be a duration such as "90s", not -1'),
+        ('[queue]\ntimeout = ""', 'queue.timeout: "" is no duration such as "90s" or "5min"'),
+        ('[queue]\ntimeout = "-5s"', 'queue.timeout: "-5s" is no duration such as "90s" or "5min"'),
+        ('[queue]\ntimeout = "5 parsecs"', 'queue.timeout: unknown unit "parsecs" in "5 parsecs"'),
+        ('[queue]\ntimeout = "infinity"', 'queue.timeout: "infinity" is no duration such as "90s" or "5min"'),
+        # Out of range, at both ends.
+        ("[pool]\nworkers = 0", "pool.workers: must be at least 1"),
+        ("[pool]\nworkers = 1001", "pool.workers: must be at most 1000"),
+        ("[pool]\nmax_uses = 0", "pool.max_uses: must be at least 1"),
+        ("[pool]\nmax_uses = 1000001", "pool.max_uses: must be at most 1000000"),
+        ("[pool]\nmax_uses_jitter = -1", "pool.max_uses_jitter: must be at least 0"),
+        ("[pool]\nmax_uses_jitter = 1000001", "pool.max_uses_jitter: must be at most 1000000"),
+        ('[pool]\nstart_timeout = "999ms"', "pool.start_timeout: must be at least 1"),
+        ('[pool]\nstart_timeout = "61min"', "pool.start_timeout: must be at most 3600"),
+        ("[queue]\nmax_clients = -1", "queue.max_clients: must be at least 0"),
+        ("[queue]\nmax_clients = 100001", "queue.max_clients: must be at most 100000"),
+        ("[queue]\ntimeout = 0", "queue.timeout: must be at least 1"),
+        ("[queue]\ntimeout = 1e300", "queue.timeout: must be at most 86400"),
+        ('[queue]\ntimeout = "2d"', "queue.timeout: must be at most 86400"),
+        # Not among the choices.
+        ('[log]\nlevel = "debug"', 'log.level: must be one of "serious", "info", "detail", not "debug"'),
+        ("[log]\nlevel = 3", 'log.level: must be one of "serious", "info", "detail", not 3'),
+        ('[data_path]\nmode = "direct"', 'data_path.mode: must be one of "forward", not "direct"'),
+        ("[data_path]\nmode = {}", 'data_path.mode: must be one of "forward", not a table'),
+        # With the next version, perhaps.
+        ('[data_path]\nmode = "handoff"', 'data_path.mode = "handoff": not supported yet; remove it'),
+        ("[session]", "session: not supported yet; remove it"),
+        # Contradictions.
+        (
+            "[pool]\nmax_uses = 3\nmax_uses_jitter = 3",
+            "pool.max_uses_jitter: must be below pool.max_uses (3), not 3; lower it or raise max_uses",
+        ),
+        (
+            "[pool]\nmax_uses_jitter = 10",
+            "pool.max_uses_jitter: must be below pool.max_uses (10), not 10; lower it or raise max_uses",
+        ),
+        # Several at once: all are told.
+        ("[pool]\nworkers = 0\nmax_uses = 0", "pool.workers: must be at least 1; pool.max_uses: must be at least 1"),
+        # What would make it two lines.
+        ('[pool]\n"a\\nb" = 1', "pool.a\\nb: unknown key"),
+        ('[queue]\ntimeout = "1s\\n\\u0085!"', 'queue.timeout: "1s\\n\\x85!" is no duration such as "90s" or "5min"'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_line_of_place_and_reason(text: str, reason: str) -> None:
+    assert refusal(text).startswith(reason)
+
+
+@pytest.mark.parametrize("place", [(section, key) for section, keys in LATER.items() for key in keys])
+@pytest.mark.parametrize("value", ["1", '"1s"', "true", "[]"])
+def test_keys_of_later_versions_are_refused_as_such(place: tuple[str, str], value: str) -> None:
+    section, key = place
+    assert refusal(f"[{section}]\n{key} = {value}") == f"{section}.{key}: not supported yet; remove it"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("[pool]\nworkers = \n", "line 2, column 11"),
+        ("[pool]\nworkers = 1\n[queue", "end of document"),
+        ("[pool]\nworkers = 1\nworkers = 2\n", "line 3"),
+        ("[pool]\n\n[pool]\n", "line 3"),
+        ('[pool]\nworkers = "\n', "line 2"),
+        ("[pool]\nworkers = 4s\n", "line 2"),
+        ("workers: 4\n", "line 1"),
+        ("[pool]\nworkers = " + "1" * 5000, "5000 digits"),
+        ("x = " + "[" * 100_000, ""),
+        ("\0", "line 1"),
+    ],
+    ids=["no-value", "no-bracket", "twice", "section-twice", "no-quote", "bare", "yaml", "digits", "deep", "nul"],
+)
+def test_bad_toml_is_told_with_its_line(text: str, where: str) -> None:
+    reason = refusal(text)
+    assert reason.startswith("no valid TOML: ")
+    assert where in reason
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3, 4, 10])
+def test_a_small_max_uses_works_alone(uses: int) -> None:
+    pool = parse(f"[pool]\nmax_uses = {uses}", "ooodd.toml").pool
+    assert (pool.max_uses, pool.max_uses_jitter) == (uses, min(3, uses - 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("1.5 s", 1.5),
+        ("5min", 300.0),
+        ("1h 30min", 5400.0),
+        ("1h30m", 5400.0),
+        (" 2 hours 5 sec ", 7205.0),
+        ("1d", 86400.0),
+        ("1 week", 604800.0),
+        ("250ms", 0.25),
+        ("3us", 3e-6),
+        ("3 µs", 3e-6),
+        ("1d 1", 86401.0),
+    ],
+)
+def test_durations_are_as_in_systemd(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "s", "-1", "1e3", "1,5s", "5M", "1 fortnight", "1s!", "٣s", "infinity", "1."]
+)
+def test_what_is_no_duration_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown unit|no duration"):
+        parse_duration(text)
+
+
+@unhurried
+@given(st.text() | st.text("0123456789. smhdwinuµec\n"))
+def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        return
+    assert seconds >= 0.0
+
+
+def toml(document: dict[str, object]) -> str:
+    return "\n".join(f"{json.dumps(key)} = {_inline(value)}" for key, value in document.items())
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_inline(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if isinstance(value, bool | str):
+        return json.dumps(value)
+    return str(value)
+
+
+# json.dumps spells characters beyond 16 bits as two surrogates, which TOML forbids; DEL it leaves alone.
+_TEXT = st.text(st.characters(max_codepoint=0xD7FF, blacklist_characters="\x7f"))
+_VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.dates(min_value=date(1000, 1, 1)) | _TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner),
+    max_leaves=6,
+)
+_KEYS = st.sampled_from(
+    ["workers", "max_uses", "max_uses_jitter", "start_timeout", "timeout", "max_age", "mode", "level"]
+)
+_SECTIONS = st.sampled_from(["pool", "queue", "data_path", "log", "session", "access"])
+_DOCUMENTS = st.dictionaries(_SECTIONS | _TEXT, _VALUES | st.dictionaries(_KEYS | _TEXT, _VALUES))
+
+
+@unhurried
+@given(_DOCUMENTS)
+@example({"pool": {"workers": 10**400}, "queue": {"timeout": 10**400}})
+@example({"data_path": {"mode": ["handoff"]}})
+@example({"pool": {"max_uses": True}})
+def test_any_document_gives_a_configuration_or_one_line(document: dict[str, object]) -> None:
+    result = outcome(toml(document))
+    if isinstance(result, str):
+        assert result.isprintable()
+        assert "no valid TOML" not in result
+    else:
+        assert result.pool.max_uses_jitter < result.pool.max_uses
+
+
+@unhurried
+@given(st.text())
+def test_any_text_gives_a_configuration_or_one_line(text: str) -> None:
+    result = outcome(text)
+    assert isinstance(result, Config) or result.isprintable()
+
+
+def load_refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert refused.value.exit_status == 78
+    assert str(refused.value).isprintable()
+    return str(refused.value)
+
+
+def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
+    example_file = Path(__file__).parents[2] / "examples" / "ooodd.toml"
+    assert load(example_file) == Config()
+    live = "\n".join(
+        line.removeprefix("#") if line.startswith("#") and " = " in line and not line.startswith("# ") else line
+        for line in example_file.read_text().splitlines()
+    )
+    uncommented = tmp_path / "ooodd.toml"
+    uncommented.write_text(live)
+    defaults = Config().as_dict()
+    shown = load(uncommented).as_dict()
+    assert {**shown, "pool": {**shown["pool"], "workers": defaults["pool"]["workers"]}} == defaults
+
+
+def test_an_absent_default_file_is_all_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "absent.toml")
+    assert load() == Config()
+
+
+def test_the_default_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ooodd.toml"
+    path.write_text("[pool]\nworkers = 7\n")
+    monkeypatch.setattr(config, "DEFAULT_PATH", path)
+    assert load().pool.workers == 7
+
+
+def test_an_absent_named_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "absent.toml"
+    assert load_refusal(path) == (f"{path}: No such file or directory; give an existing file, or none for all defaults")
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    assert load_refusal(tmp_path).startswith(f"{tmp_path}: Is a directory; ")
+
+
+def test_a_file_below_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Not a directory" in load_refusal(tmp_path / "file" / "ooodd.toml")
+
+
+def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ooodd.toml"
+    path.touch()
+
+    def deny(*_: object) -> str:  # root reads everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", deny)
+    assert load_refusal(path) == f"{path}: Permission denied; it must be readable by the user that runs ooodd"
+
+
+def test_a_file_that_is_not_utf_8_is_told_with_the_byte(tmp_path: Path) -> None:
+    path = tmp_path / "ooodd.toml"
+    path.write_bytes(b"# gr\xfcn\n")
+    assert load_refusal(path) == f"{path}: not UTF-8 at byte 4"
+
+
+def test_the_files_name_leads_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "ooodd.toml"
+    path.write_text("[pool]\nworkers = 0\n")
+    assert load_refusal(path) == f"{path}: pool.workers: must be at least 1"
