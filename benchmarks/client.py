@@ -7,7 +7,7 @@ same office, out of the same process, would be handed the first one's proxies an
 It first tells the office's version. Then on standard input comes a line for each measurement, and on standard output
 goes its answer, all in JSON, times in nanoseconds:
 
-    calls COUNT          a list, one number for each call of a cell's getValue(), the smallest thing to ask of a document
+    calls COUNT          a list, one for each call of a cell's getValue(), the smallest thing to ask of a document
     blocks COUNT SIZE    [up, down], for COUNT blocks of SIZE bytes to the office and back, each a call of its own
 """
 
@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import sys
+from itertools import pairwise
 from time import perf_counter_ns
 
 import uno
@@ -44,9 +45,7 @@ class Session:
 
     def version(self) -> str:
         provider = self.create("com.sun.star.configuration.ConfigurationProvider")
-        path = uno.createUnoStruct(
-            "com.sun.star.beans.NamedValue", "nodepath", "/org.openoffice.Setup/Product"
-        )
+        path = uno.createUnoStruct("com.sun.star.beans.NamedValue", "nodepath", "/org.openoffice.Setup/Product")
         product = provider.createInstanceWithArguments("com.sun.star.configuration.ConfigurationAccess", (path,))
         return str(product.ooSetupVersionAboutBox)
 
@@ -61,7 +60,7 @@ class Session:
         for _ in range(count):
             call()
             times.append(perf_counter_ns())
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
+        return [after - before for before, after in pairwise(times)]
 
     def blocks(self, count: int, size: int) -> list[int]:
         block = uno.ByteSequence(os.urandom(size))
@@ -85,7 +84,7 @@ def main() -> None:
     print(json.dumps(session.version()), flush=True)
     for line in sys.stdin:
         name, *numbers = line.split()
-        measure = {"calls": session.calls, "blocks": session.blocks}[name]
+        measure = session.calls if name == "calls" else session.blocks
         print(json.dumps(measure(*map(int, numbers))), flush=True)
     session.close()
     # Without pyuno's own end, which sometimes is a segmentation fault.

@@ -30,9 +30,8 @@ max_uses = 1000000
 max_uses_jitter = 0
 """
 
-# One thread, as ooodd has; one is also what gives the lowest latency for a few sessions. No log: ooodd writes none for a
-# call either. The buffer is that of ooodd and of systemd-socket-proxyd; HAProxy's own, 16 KiB, is made for HTTP headers
-# and is slower with big blocks and no faster with small ones. HAProxy sets TCP_NODELAY by itself.
+# One thread, as ooodd has. No log: ooodd writes none for a call either. The buffer is as big as that of ooodd and of
+# systemd-socket-proxyd; HAProxy's own of 16 KiB is made for HTTP headers. HAProxy sets TCP_NODELAY by itself.
 HAPROXY = """\
 global
     nbthread 1

@@ -60,8 +60,8 @@ class Report:
         lines += _table("big blocks to the office", "MB/s", self.to_office.speeds, self.to_office.ratios)
         lines += _table("big blocks to the client", "MB/s", self.to_client.speeds, self.to_client.ratios)
         ratio = self.call.ratios["HAProxy"].median
-        verdict = "kept" if ratio <= self.goal else "missed"
-        return "\n".join([*lines, "", f"A call takes {ratio:.3f} of HAProxy's time; the goal, {self.goal}, is {verdict}."])
+        verdict = f"at most {self.goal} is the goal, which is {'kept' if ratio <= self.goal else 'missed'}"
+        return "\n".join([*lines, "", f"A call through ooodd takes {ratio:.3f} of HAProxy's time; {verdict}."])
 
 
 def calls(rounds: Mapping[str, Sequence[Sequence[int]]]) -> Calls:

@@ -18,16 +18,10 @@ from typing import Any
 import pytest
 
 from machine import SOURCE_TREE, Machine, missing
+from places import CLIENTS, CLIENTS_INSIDE, DOCUMENTS_INSIDE, PYTHON
+from service import Service
 
 TESTS = SOURCE_TREE / "tests"
-CLIENTS = TESTS / "clients"
-"""The clients, under the same path in a machine: ``machine.run(PYTHON, f"{CLIENTS}/convert.py", ...)``."""
-
-PYTHON = "/usr/bin/python3"
-"""Debian's, which has python3-uno."""
-
-DOCUMENTS_INSIDE = "/srv/documents"
-CLIENTS_INSIDE = "/srv/clients"
 
 if os.environ.get("OOODD_TESTS_SUBSET", "machine") != "machine":
     collect_ignore_glob = ["test_*.py"]
@@ -143,3 +137,19 @@ def bare_machine(shared: dict[Path, str]) -> Iterator[Machine]:
     """A machine of the test's own without the package."""
     with Machine.boot(share=shared) as booted:
         yield booted
+
+
+@pytest.fixture
+def service(machine: Machine) -> Iterator[Service]:
+    """The service on the shared machine, with all defaults and nothing running but its socket; stopped afterwards."""
+    it = Service(machine)
+    it.configure()
+    yield it
+    it.stop()
+    assert machine.run("pgrep", "-x", "soffice.bin").stdout == "", "offices left"
+
+
+@pytest.fixture
+def fresh_service(fresh_machine: Machine) -> Service:
+    """The service on a machine of the test's own, as the package's installation left it."""
+    return Service(fresh_machine)

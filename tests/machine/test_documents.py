@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Real documents through port 2002, by real clients, with nothing running at first but ooodd.socket."""
+
+from pathlib import Path
+
+import pytest
+from places import CLIENTS_INSIDE, DOCUMENTS_INSIDE
+from service import Service
+
+
+
+def sources(expected_pages: dict[str, int]) -> list[str]:
+    return [name for name in expected_pages if Path(name).suffix in (".odt", ".docx", ".xlsx", ".pptx", ".rtf")]
+
+
+def test_the_first_client_starts_everything(service: Service) -> None:
+    active = service.machine.run("systemctl", "is-active", "ooodd.socket", "ooodd.service").stdout.split()
+    assert active == ["active", "inactive"]
+    assert service.machine.run("pgrep", "-x", "soffice.bin").stdout == ""
+    assert service.serves()
+    assert service.machine.run("systemctl", "is-active", "ooodd.service").stdout.strip() == "active"
+
+
+@pytest.mark.parametrize("how", ["path", "stream"])
+def test_pyuno_converts_every_kind(service: Service, expected_pages: dict[str, int], how: str) -> None:
+    paths: list[str] = []
+    for name in sources(expected_pages):
+        paths += [f"{DOCUMENTS_INSIDE}/{name}", f"/tmp/{name}.pdf"]
+    steps = service.run_client("convert.py", *(["--stream"] if how == "stream" else []), *paths)
+    stored = [step["pages"] for step in steps if step["step"] == "stored"]
+    assert stored == [expected_pages[name] for name in sources(expected_pages)]
+
+
+def test_unoconv_converts_every_kind(service: Service, expected_pages: dict[str, int]) -> None:
+    for name in sources(expected_pages):
+        target = f"/tmp/unoconv-{name}.pdf"
+        unoconv = f"/usr/bin/python3 /usr/bin/unoconv -n -f pdf --stdout {DOCUMENTS_INSIDE}/{name} > {target}"
+        service.machine.run("sh", "-c", unoconv, check=True, timeout=120)
+        assert service.pages(target) == expected_pages[name]
+
+
+@pytest.mark.parametrize("client", ["java-client", "cpp-client"])
+def test_compiled_clients_get_the_pdf_by_a_stream_of_theirs(
+    service: Service, expected_pages: dict[str, int], client: str
+) -> None:
+    for name in sources(expected_pages):
+        target = f"/tmp/{client}-{name}.pdf"
+        command = [f"{CLIENTS_INSIDE}/{client}", "127.0.0.1", "2002", f"{DOCUMENTS_INSIDE}/{name}", target]
+        service.machine.run(*command, check=True, timeout=120)
+        assert service.pages(target) == expected_pages[name]
+
+
+@pytest.mark.parametrize("way", ["officehelper", "scriptforge"])
+def test_libreoffice_s_own_client_libraries_are_served(service: Service, way: str) -> None:
+    steps = [step["step"] for step in service.run_client("officehelper_client.py", way)]
+    assert steps[:2] == ["connected", "used"]
+
+
+def test_one_client_with_three_connections(service: Service, expected_pages: dict[str, int]) -> None:
+    source = next(name for name in sources(expected_pages) if name.endswith(".odt"))
+    steps = service.run_client("three_connections.py", f"{DOCUMENTS_INSIDE}/{source}", "/tmp")
+    (connected,) = (step for step in steps if step["step"] == "connected")
+    assert len(set(connected["pids"])) == 3
+    assert [step["pages"] for step in steps if step["step"] == "stored"] == [expected_pages[source]] * 3
+
+
+def test_a_shared_directory_lets_clients_exchange_files_by_path(service: Service, expected_pages: dict[str, int]) -> None:
+    """As docs/files.md tells administrators whose scripts name files."""
+    machine = service.machine
+    machine.run("install", "-d", "-m", "2770", "-g", "ooodd", "/srv/exchange", check=True)
+    drop_in = "/etc/systemd/system/ooodd-worker@.service.d/exchange.conf"
+    machine.put(drop_in, "[Service]\nReadWritePaths=/srv/exchange\n")
+    try:
+        machine.run("systemctl", "daemon-reload", check=True)
+        source = next(name for name in sources(expected_pages) if name.endswith(".docx"))
+        machine.run("install", "-m", "0640", "-g", "ooodd", f"{DOCUMENTS_INSIDE}/{source}", "/srv/exchange/in.docx")
+        unoconv = ["/usr/bin/python3", "/usr/bin/unoconv", "-n", "-f", "pdf", "/srv/exchange/in.docx"]
+        machine.run(*unoconv, check=True, timeout=120)
+        assert service.pages("/srv/exchange/in.pdf") == expected_pages[source]
+    finally:
+        machine.run("rm", drop_in, check=True)
+        machine.run("systemctl", "daemon-reload", check=True)
