@@ -88,14 +88,16 @@ class ControlSocket:
         self._broker = broker
         self._path = directory / _SOCKET
         self._server: asyncio.Server | None = None
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Begin to listen; `AdminError` if that can't be done, or another broker does."""
         if _is_served(self._path):
             raise AdminError(f"{self._path}: another ooodd runs here", "stop it, or give another --runtime-directory")
-        before = os.umask(0o177)
+        before = os.umask(0o077)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.umask(0o177)  # a directory needs what a socket must not have
             self._path.unlink(missing_ok=True)
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MOST_REQUEST)
         except OSError as error:
@@ -108,21 +110,32 @@ class ControlSocket:
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
+            for task in self._answering:
+                task.cancel()
+            await asyncio.gather(*self._answering, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.LimitOverrunError, ValueError):
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+        try:
             async with asyncio.timeout(_TIMEOUT):
                 answer = self._answer(await reader.readline(), writer.get_extra_info("socket"))
                 writer.write(json.dumps(answer).encode() + b"\n")
-                await writer.drain()
-        writer.close()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, ValueError):  # gone, or too slow, or a line without end
+            pass
+        finally:
+            writer.transport.abort()  # does nothing where all has been sent
 
     def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
         if _peer_uid(connection) not in (0, os.geteuid()):
             return {"error": "only root and ooodd's own user may ask"}
         try:
             request = Request(**json.loads(line))
-        except (ValidationError, ValueError, TypeError) as error:
+        except (ValidationError, ValueError, TypeError, RecursionError) as error:
             return {"error": f"no request of this version: {str(error).splitlines()[0]}"}
         if request.command == "stop":
             self._broker.stop()

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, Parser, message_bus, new_method_call
-from jeepney.auth import BEGIN, AuthenticationError, Authenticator
+from jeepney.auth import BEGIN, Authenticator
 from jeepney.bus import get_bus
 
 from ooodd.errors import BusError
@@ -44,6 +44,7 @@ class Bus:
         self._reader = reader
         self._writer = writer
         self._parser = Parser()
+        self._why = "closed"
         self._serials = count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._on_signal: Callable[[str, str, tuple[Any, ...]], None] = lambda *_: None
@@ -57,7 +58,8 @@ class Bus:
             async with asyncio.timeout(_CALL_TIMEOUT):
                 reader, writer = await asyncio.open_unix_connection(get_bus("SYSTEM"))
                 await _authenticate(reader, writer)
-        except (OSError, EOFError, AuthenticationError, TimeoutError) as error:
+        # ValueError and RuntimeError: what jeepney thinks of DBUS_SYSTEM_BUS_ADDRESS, and AuthenticationError.
+        except (OSError, EOFError, ValueError, RuntimeError) as error:
             raise BusError(f"can't reach the system message bus ({error})", _HINT) from error
         bus = cls(reader, writer)
         try:
@@ -73,7 +75,7 @@ class Bus:
         Raises `BusRefusalError` for an error reply, `BusError` if no reply came `within` seconds or the bus is lost.
         """
         if self.lost.done():
-            raise BusError("the connection to the system message bus is lost", _HINT)
+            raise self._lost_error()
         serial = next(self._serials)
         reply = self._calls[serial] = asyncio.get_running_loop().create_future()
         try:
@@ -114,8 +116,10 @@ class Bus:
                 self._parser.add_data(data)
                 while (message := self._parser.get_next_message()) is not None:
                     self._dispatch(message)
-        except OSError:
-            pass
+        except OSError as error:
+            self._why = error.strerror
+        except Exception as error:  # noqa: BLE001 - jeepney raises whatever it trips over in garbage
+            self._why = f"can't be understood: {error!r}"
         finally:
             self._lose()
 
@@ -129,9 +133,12 @@ class Bus:
     def _lose(self) -> None:
         for call in self._calls.values():
             if not call.done():
-                call.set_exception(BusError("the connection to the system message bus is lost", _HINT))
+                call.set_exception(self._lost_error())
         if not self.lost.done():
             self.lost.set_result(None)
+
+    def _lost_error(self) -> BusError:
+        return BusError(f"the connection to the system message bus is lost ({self._why})", _HINT)
 
 
 async def _authenticate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,11 +9,12 @@ pydantic checks structure and ranges; only what its versions 1.10 and 2 share is
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 
 import tomli
 from pydantic import BaseModel, Field, ValidationError
@@ -32,7 +33,7 @@ _UNITS = {
     **dict.fromkeys(("d", "day", "days"), 86400.0),
     **dict.fromkeys(("w", "week", "weeks"), 604800.0),
 }
-_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ]*)")
+_SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)")
 
 # Keys of the design whose function comes with a later version. Naming one is an error: what it asks for would not happen.
 _LATER = {
@@ -139,8 +140,9 @@ def parse(text: str, source: str) -> Config:
     """Turn the text of a configuration file into a `Config`; `source` is the file's name for the error's line."""
     try:
         document = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise ConfigError(source, f"no valid TOML: {error}") from error
+    # Among them TOMLDecodeError, and what int() says of 5000 digits.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(source, f"no valid TOML: {_one_line(str(error))}") from error
     problems = list(_prepare(document))
     _fit_jitter(document)
     if not problems:
@@ -151,7 +153,7 @@ def parse(text: str, source: str) -> Config:
         else:
             problems = list(_contradictions(config))
     if problems:
-        raise ConfigError(source, "; ".join(problems))
+        raise ConfigError(source, _one_line("; ".join(problems)))
     return config
 
 
@@ -163,6 +165,8 @@ def _prepare(document: dict[str, Any]) -> Iterator[str]:
             yield _unknown(section, [*sections, *_LATER], "section")
         elif not isinstance(values, dict):
             yield f"{section}: must be a section, [{section}]"
+        elif section not in sections and not values:
+            yield f"{section}: not supported yet; remove it"
         else:
             keys = sections[section].__annotations__ if section in sections else {}
             for key, value in values.items():
@@ -182,9 +186,11 @@ def _prepare_key(
         yield f"{place}: must be a whole number without quotes, not {_toml(value)}"
     elif keys[key] is float:  # every float of the configuration is a duration
         try:
-            values[key] = parse_duration(str(value) if _is_number(value) else _string(value))
-        except ValueError as error:
+            values[key] = float(value) if _is_seconds(value) else parse_duration(_string(value))
+        except (ValueError, OverflowError) as error:
             yield f"{place}: {error}"
+    elif get_origin(keys[key]) is Literal and value not in get_args(keys[key]):
+        yield f"{place}: must be one of {', '.join(map(_toml, get_args(keys[key])))}, not {_toml(value)}"
 
 
 def _fit_jitter(document: dict[str, Any]) -> None:
@@ -203,8 +209,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_seconds(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _string(value: object) -> str:
@@ -215,7 +221,17 @@ def _string(value: object) -> str:
 
 
 def _toml(value: object) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    """Show a value as it would be written, near enough."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _one_line(text: str) -> str:
+    """Escape what a quoted key or a string of TOML may hold and a line of the journal may not."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _unknown(place: str, known: list[str], what: str) -> str:
@@ -232,9 +248,5 @@ def _describe(location: tuple[int | str, ...], message: str, context: dict[str, 
             bound = limits[limit]
             if limit == "limit_value":  # pydantic 1 tells the direction in the message only
                 words = "at least" if "greater" in message else "at most"  # noqa: PLW2901
-            return f"{place}: must be {words} {bound:g}"
-    permitted = limits.get("permitted") or limits.get("expected")
-    if permitted:
-        words = ", ".join(f'"{value}"' for value in permitted) if isinstance(permitted, tuple) else permitted
-        return f"{place}: must be one of {words}"
+            return f"{place}: must be {words} {bound:.15g}"
     return f"{place}: {message}"

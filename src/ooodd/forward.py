@@ -23,6 +23,9 @@ CHUNK_SIZE = 256 * 1024
 # How long, in seconds, an office may take to let go of a client that has vanished, and a client to take the last bytes
 # of an office that has ended.
 LINGER_LIMIT = 5.0
+# How long an office may go on without a word for a client that has closed its sending side. Such a client may want its
+# answers; but the UNO ones that do this have died, perhaps while the office hangs.
+HALF_CLOSED_LIMIT = 60.0
 
 # Received bytes pass through here. One loop, one callback at a time: one buffer serves all sessions.
 _chunk = bytearray(CHUNK_SIZE)
@@ -85,6 +88,8 @@ class Forwarding:
         self._first = self._first or Side.CLIENT
         if reset:
             self._client_vanished()
+        else:
+            self._linger = self._loop.call_later(HALF_CLOSED_LIMIT, self._check_half_closed, self._to_client.total)
 
     def _client_vanished(self) -> None:
         """Nobody takes the answers: drop them until the office has noticed that its client is gone."""
@@ -101,9 +106,17 @@ class Forwarding:
         self._first = self._first or Side.OFFICE
         self._finish(True)  # noqa: FBT003
 
+    def _check_half_closed(self, total: int) -> None:
+        """Give the office up if it has said nothing more, and wait on if it has."""
+        if self._to_client.total == total:
+            self._finish(False)  # noqa: FBT003
+        else:
+            self._linger = self._loop.call_later(HALF_CLOSED_LIMIT, self._check_half_closed, self._to_client.total)
+
     def _set_linger(self) -> None:
-        if self._linger is None:
-            self._linger = self._loop.call_later(LINGER_LIMIT, self._finish, False)  # noqa: FBT003
+        if self._linger is not None:
+            self._linger.cancel()
+        self._linger = self._loop.call_later(LINGER_LIMIT, self._finish, False)  # noqa: FBT003
 
     def _finish(self, let_go: bool) -> None:  # noqa: FBT001
         if not self._done.done():

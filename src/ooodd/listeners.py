@@ -20,7 +20,13 @@ def from_systemd() -> list[socket.socket]:
     from systemd.daemon import listen_fds_with_names  # noqa: PLC0415 - absent in foreground use
 
     passed = listen_fds_with_names(unset_environment=True)
-    listeners = [_verified(fd) for fd, name in passed.items() if name == SOCKET_NAME]
+    listeners: list[socket.socket] = []
+    try:
+        listeners.extend(_verified(fd) for fd, name in passed.items() if name == SOCKET_NAME)
+    except ListenError:
+        for listener in listeners:
+            listener.close()
+        raise
     if not listeners:
         names = ", ".join(sorted(set(passed.values()))) or "none at all"
         raise ListenError(
@@ -33,10 +39,10 @@ def from_systemd() -> list[socket.socket]:
 def _verified(fd: int) -> socket.socket:
     try:
         listener = socket.socket(fileno=fd)
-        accepts = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise ListenError(f"fd {fd} from systemd is no socket ({error.strerror})", "check ooodd.socket") from error
-    if listener.type is not socket.SOCK_STREAM or not accepts:
+    if listener.type is not socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.close()
         raise ListenError(
             f"fd {fd} from systemd is no listening stream socket", "ooodd.socket needs ListenStream= and Accept=no"
         )
@@ -47,7 +53,7 @@ def _verified(fd: int) -> socket.socket:
 def listen(address: str) -> socket.socket:
     """Open a listener on HOST:PORT, for foreground use; the caller closes it. `ListenError` names the remedy."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 - 16 bits
+    if not host or not port.isdecimal() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 - 16 bits
         raise ListenError(f'"{address}" is no address to listen on', "give HOST:PORT, e.g. 127.0.0.1:2002")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -56,10 +62,11 @@ def listen(address: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.bind((host.strip("[]"), int(port)))
         listener.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: IDNA finds the host's name impossible
         listener.close()
-        hint = "end what listens there (ss -ltnp), or give another --listen" if error.errno == errno.EADDRINUSE else ""
-        raise ListenError(f"can't listen on {address}: {error.strerror}", hint) from error
+        number, why = (error.errno, error.strerror) if isinstance(error, OSError) else (None, error)
+        hint = "end what listens there (ss -ltnp), or give another --listen" if number == errno.EADDRINUSE else ""
+        raise ListenError(f"can't listen on {address}: {why}", hint) from error
     return listener
 
 

@@ -98,8 +98,20 @@ class ProcessSupervisor:
 
     async def _make_profile(self, profile: Path) -> None:
         command = new_profile_command(profile, self._program)
-        process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
-        _, complaint = await process.communicate()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True
+            )
+        except OSError as error:
+            raise StartError(f"{command[0]}: {error.strerror}") from error
+        try:
+            _, complaint = await process.communicate()
+        except asyncio.CancelledError:
+            # Let it end, which takes milliseconds: what still writes would make the directory again once it is removed.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+            _kill(process.pid, signal.SIGKILL)
+            raise
         if process.returncode:
             text = complaint.decode(errors="replace").removeprefix("<3>").strip()
             raise StartError(text, "" if "OOODD_OFFICE" in text else f"new-profile ended with {process.returncode}")

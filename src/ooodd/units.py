@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jeepney import DBusAddress, MatchRule, Message
+from jeepney import DBusAddress, MatchRule
 
 from ooodd.bus import Bus, BusRefusalError, method_call
 from ooodd.errors import BusError, OooddError, StartError
@@ -85,17 +85,20 @@ class UnitSupervisor:
 
     async def start(self, number: int) -> Office:
         """Start a worker; RestartUnit also ends what an earlier broker may have left running."""
-        unit = self.unit(number)
+        unit, path = self.unit(number), unit_path(self.unit(number))
         try:
             result = await self._job(unit, "RestartUnit")
-            service = await self._get_service(unit)
-        except BusError as error:
+        except BusRefusalError as error:
             raise StartError(error.message, error.hint) from error
+        service = await self._get_service(unit)
         if result != "done":
             raise _start_error(service, result)
         office = Office(unit, service["MainPID"], service["UID"], RUNTIME_DIRECTORY / str(number))
-        self._offices[unit_path(unit)] = (number, office)
-        if not office.pid:
+        self._offices[path] = (number, office)
+        # Signals of what happened before this line were ignored, so ask again.
+        if not office.pid or await self._get(unit, "MainPID") != office.pid or path not in self._offices:
+            service = await self._get_service(unit)
+            await self.stop(number)
             raise _start_error(service, "ended at once")
         return office
 
@@ -157,18 +160,22 @@ class UnitSupervisor:
     @contextmanager
     def _wait_for(self, unit: str) -> "Iterator[_Job]":
         job = self._waiting[unit] = _Job(self._bus.lost)
+        self._bus.lost.add_done_callback(job.bus_lost)
         try:
             yield job
         finally:
+            self._bus.lost.remove_done_callback(job.bus_lost)
             del self._waiting[unit]
 
     async def _get_service(self, unit: str) -> dict[str, Any]:
         """Return the properties of the service that tell what runs, or why nothing does."""
+        names = ("MainPID", "UID", "Result", "ExecMainCode", "ExecMainStatus", "ExecStartPre")
+        return dict(zip(names, await asyncio.gather(*(self._get(unit, name) for name in names)), strict=True))
+
+    async def _get(self, unit: str, name: str) -> Any:  # noqa: ANN401 - of whatever type the property is
         properties = DBusAddress(unit_path(unit), _SYSTEMD, "org.freedesktop.DBus.Properties")
-        service: dict[str, Any] = {}
-        for name in ("MainPID", "UID", "Result", "ExecMainCode", "ExecMainStatus", "ExecStartPre"):
-            ((_, service[name]),) = await self._bus.call(_get(properties, name))
-        return service
+        ((_, value),) = await self._bus.call(method_call(properties, "Get", "ss", f"{_SYSTEMD}.Service", name))
+        return value
 
     def _signal(self, path: str, member: str, body: tuple[Any, ...]) -> None:
         if member == "JobRemoved":
@@ -195,11 +202,13 @@ class _Job:
     def __init__(self, lost: "asyncio.Future[None]") -> None:
         self._results: dict[str, str] = {}
         self._news = asyncio.Event()
-        lost.add_done_callback(lambda _: self._news.set())
         self._lost = lost
 
     def ended(self, path: str, result: str) -> None:
         self._results[path] = result
+        self._news.set()
+
+    def bus_lost(self, _: "asyncio.Future[None]") -> None:
         self._news.set()
 
     async def result(self, path: str) -> str:
@@ -218,10 +227,6 @@ def unit_path(unit: str) -> str:
         for index, char in enumerate(unit)
     )
     return _UNIT_PREFIX + encoded
-
-
-def _get(properties: DBusAddress, name: str) -> Message:
-    return method_call(properties, "Get", "ss", f"{_SYSTEMD}.Service", name)
 
 
 def _reason(service: dict[str, Any]) -> Reason:

@@ -13,10 +13,12 @@ import struct
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ooodd.errors import StartError, WorkerHungError, WorkerLostError, describe
 from ooodd.pool import Reason
+
+_Result = TypeVar("_Result")
 
 # What --accept=pipe,name=... is given.
 PIPE_NAME = "uno"
@@ -119,7 +121,7 @@ class Supervisor(Protocol):
     async def start(self, number: int) -> Office:
         """Start a new office with a new profile; one still running under this number ends first.
 
-        Raises `StartError` if that fails, and then nothing is left running.
+        Raises `StartError` if that fails and nothing is left running, any other `OooddError` if something may be.
         """
 
     async def stop(self, number: int) -> None:
@@ -200,7 +202,7 @@ class Keeper:
 
     async def _start(self, number: int) -> None:
         try:
-            office = self._offices[number] = await self._supervisor.start(number)
+            office = self._offices[number] = await _to_its_end(self._supervisor.start(number))
             await office.wait_ready(self._start_timeout)
         except Exception as error:  # noqa: BLE001 - of ours too: the worker is tried again, later
             if isinstance(error, StartError) and number not in self._offices:
@@ -223,6 +225,16 @@ class Keeper:
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
         if self._offices.get(number) is office:
             self._events.worker_lost(number, reason, detail)
+
+
+async def _to_its_end(work: Coroutine[None, None, _Result]) -> _Result:
+    """Do the work even if cancelled meanwhile: a start that is broken off leaves nobody knows what."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def new_profile_command(profile: Path, program: Path) -> list[str]:

@@ -41,10 +41,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Add to a failed test's report what the journal of its machine got since the test began."""
     outcome: Any = yield
     report = outcome.get_result()
-    machine, cursor = item.stash.get(JOURNAL_SINCE, (None, ""))
+    machine, moment = item.stash.get(JOURNAL_SINCE, (None, ""))
     if report.failed and machine is not None:
         try:
-            report.sections.append(("the machine's journal", machine.journal_tail(200, after=cursor)))
+            report.sections.append(("the machine's journal", machine.journal_tail(200, after=moment)))
         except (OSError, RuntimeError) as error:
             report.sections.append(("the machine's journal", f"can't be read: {error}"))
 
@@ -58,7 +58,7 @@ def journal_in_report(request: pytest.FixtureRequest) -> None:
     for name in ("machine", "fresh_machine", "bare_machine"):
         if name in request.fixturenames:
             machine: Machine = request.getfixturevalue(name)
-            request.node.stash[JOURNAL_SINCE] = (machine, machine.journal_cursor())
+            request.node.stash[JOURNAL_SINCE] = (machine, machine.journal_moment())
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ def command(unit: str | None, matches: tuple[str, ...], after: str | None) -> li
     if unit is not None:
         options.append(f"--unit={unit}")
     if after is not None:
-        options.append(f"--after-cursor={after}")
+        options.append(f"--since={after}")
     return ["journalctl", *options, *matches]
 
 

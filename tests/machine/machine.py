@@ -24,6 +24,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -239,21 +240,22 @@ class Machine:
 
         What has been written before the call is in. A unit's entries include what systemd says about it.
 
-        :param after: a cursor (``journal_cursor``, or an entry's ``__CURSOR``): only what came later.
+        :param after: a moment that ``journal_moment`` told: only what came later.
         """
         self.run("journalctl", "--sync", check=True)
         lines = self.run(*journals.command(unit, matches, after), check=True).stdout
         return [journals.parse(line) for line in lines.splitlines()]
 
-    def journal_cursor(self) -> str:
-        """The place of the journal's newest entry, to give as ``after``."""
-        self.run("journalctl", "--sync", check=True)
-        shown = self.run("journalctl", "--quiet", "--lines=0", "--show-cursor", check=True).stdout
-        return shown.split("-- cursor: ")[1].strip()
+    def journal_moment(self) -> str:
+        """This moment, to give as ``after``.
+
+        Not a cursor: journalctl 252 with --after-cursor leaves out the first entry that matches anything else given.
+        """
+        return f"@{time.time():.6f}"
 
     def journal_tail(self, lines: int = 40, after: str | None = None) -> str:
         """The last lines of the journal for a human."""
-        since = [] if after is None else [f"--after-cursor={after}"]
+        since = [] if after is None else [f"--since={after}"]
         return self.run("journalctl", "--no-pager", "--quiet", "-o", "short-precise", f"--lines={lines}", *since).stdout
 
     def wait_journal(

@@ -77,6 +77,10 @@ class Service:
         assert office["step"] == "office", office
         return int(office["pid"])
 
+    def client_fails(self) -> bool:
+        """Have a client try; True if it was turned away."""
+        return self.machine.run(PYTHON, f"{CLIENTS}/convert.py", "--office").returncode == 1
+
     def pages(self, pdf: str) -> int:
         """The page count of a PDF on the machine; an error if it does not open."""
         info = self.machine.run("pdfinfo", pdf, check=True).stdout

@@ -151,6 +151,17 @@ async def test_an_office_that_never_lets_go_is_given_up(monkeypatch: pytest.Monk
         assert (ended.by, ended.office_let_go) == (Side.CLIENT, False)
 
 
+async def test_an_office_that_hangs_for_a_client_that_died_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "HALF_CLOSED_LIMIT", 0.05)
+    async with session() as it:
+        it.client.shutdown(socket.SHUT_WR)
+        assert await receive(it.office) == b""
+        await send(it.office, b"still at it")
+        assert await receive(it.client, 11) == b"still at it"
+        ended = await result(it)
+        assert (ended.by, ended.office_let_go) == (Side.CLIENT, False)
+
+
 async def test_a_lost_office_whose_socket_lives_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "LINGER_LIMIT", 0.01)
     async with session() as it:

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The service as an administrator meets it: start, stop, status, configuration, and trouble that names its remedy."""
+
+import json
+import re
+
+import pytest
+from deadline import until
+from machine import Machine
+from service import CONFIGURATION, PATIENCE, Service
+
+UNITS = ["ooodd.socket", "ooodd.service", "ooodd-worker@1.service", "ooodd.slice", "ooodd-socket-failed.service"]
+OFFICE_DROP_IN = "/etc/systemd/system/ooodd-worker@.service.d/office.conf"
+POLKIT_RULE = "/usr/share/polkit-1/rules.d/ooodd.rules"
+
+
+def left_in_run(machine: Machine) -> list[str]:
+    return machine.run("find", "/run", "-name", "*ooodd*", "-not", "-path", "/run/systemd/*").stdout.split()
+
+
+def test_stopping_leaves_nothing(service: Service) -> None:
+    holder, _ = service.holding_client()
+    service.stop()
+    holder.release()
+    assert service.machine.run("pgrep", "-x", "soffice.bin").stdout == ""
+    assert left_in_run(service.machine) == []
+    active = service.machine.run("systemctl", "list-units", "--no-legend", "--plain", "ooodd*").stdout
+    assert "ooodd-worker@" not in active, active
+
+
+def test_stopping_during_start_up_leaves_nothing(service: Service) -> None:
+    for _ in range(5):
+        service.start()
+        service.stop()
+        assert service.machine.run("pgrep", "-x", "soffice.bin").stdout == ""
+    failed = service.machine.run("systemctl", "--failed", "--no-legend", "--plain").stdout
+    assert failed == ""
+
+
+def test_status_reads_well(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\n")
+    holder, office = service.holding_client()
+    until(lambda: "idle" in service.states(), PATIENCE, "the other worker to be idle")
+    shown = until(
+        lambda: (text := service.machine.run("systemctl", "status", "ooodd").stdout)
+        and '"1 of 2 busy, 0 queued, 0 failed"' in text
+        and text,
+        PATIENCE,
+        "the status line",
+    )
+    assert "active (running)" in shown
+    table = service.machine.run("ooodd", "status", check=True).stdout
+    assert re.search(rf"^\d +busy .* {office['pid']} .*127\.0\.0\.1:\d+$", table, re.MULTILINE), table
+    status = service.status()
+    assert set(status) == {"workers", "queue", "totals", "config"}
+    (busy,) = (worker for worker in status["workers"] if worker["state"] == "busy")
+    assert (busy["pid"], busy["uses"]) == (office["pid"], 1)
+    assert busy["memory"] > 1 << 20
+    assert busy["unit"] == f"ooodd-worker@{busy['id']}.service"
+    assert status["queue"] == {"length": 0, "oldest_wait": 0}
+    assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty"}
+    assert status["config"]["pool"]["workers"] == 2
+    holder.communicate("go\n", PATIENCE)
+    holder.release()
+
+
+def test_the_journal_tells_a_session_in_two_lines_with_fields(service: Service) -> None:
+    moment = service.machine.journal_moment()
+    service.serves()
+    service.machine.wait_journal("ooodd.service", "OOODD_SESSION=1", after=moment)
+    until(lambda: len(service.machine.journal("ooodd.service", "OOODD_SESSION=1", after=moment)) == 2, PATIENCE, "both")
+    lines = service.machine.journal("ooodd.service", "OOODD_SESSION=1", after=moment)
+    for line in lines:
+        assert line["OOODD_CLIENT"].startswith("127.0.0.1:")
+        assert line["OOODD_WORKER"].isdigit()
+        explained = service.machine.run("journalctl", "-x", f"MESSAGE_ID={line['MESSAGE_ID']}", "-n1").stdout
+        assert "░░ Subject:" in explained
+
+
+def test_only_root_may_ask_for_the_status(service: Service) -> None:
+    service.start()
+    asked = service.machine.run("ooodd", "status", user="nobody")
+    assert asked.returncode == 1
+    assert "ask as root" in asked.stderr
+
+
+def test_ooodd_stop_ends_the_broker_and_the_next_client_starts_it(service: Service) -> None:
+    service.serves()
+    service.machine.run("ooodd", "stop", check=True)
+    states = ["systemctl", "is-active", "ooodd.service"]
+    until(lambda: service.machine.run(*states).stdout.strip() == "inactive", PATIENCE, "the broker's end")
+    assert service.machine.run("pgrep", "-x", "soffice.bin").stdout == ""
+    assert service.serves()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[pool]\nwrokers = 3\n", "pool.wrokers: unknown key; did you mean pool.workers?"),
+        ('[pool]\nworkers = "3"\n', "pool.workers: must be a whole number"),
+        ("[pool]\nworkers = 0\n", "pool.workers: must be at least 1"),
+        ("[pool\n", "(at line 1, column 6)"),
+        ('[pool]\nmax_age = "1h"\n', "pool.max_age: not supported yet"),
+    ],
+)
+def test_a_bad_configuration_is_one_line_and_one_start(service: Service, text: str, reason: str) -> None:
+    service.configure(text)
+    moment = service.machine.journal_moment()
+    assert service.client_fails()
+    until(
+        lambda: service.machine.run("systemctl", "is-failed", "ooodd.service").returncode == 0, PATIENCE, "the failure"
+    )
+    lines = [entry["MESSAGE"] for entry in service.machine.journal(None, "SYSLOG_IDENTIFIER=ooodd", after=moment)]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{CONFIGURATION}: ")
+    assert reason in lines[0]
+    shown = service.machine.run("systemctl", "show", "-P", "ExecMainStatus", "ooodd.service").stdout.strip()
+    assert shown == "78"
+    assert service.machine.run("systemctl", "is-active", "ooodd.socket").stdout.strip() == "active"
+    checked = service.machine.run("ooodd", "check-config")
+    assert checked.returncode == 78
+    assert reason in checked.stderr
+    service.machine.put(CONFIGURATION, "")
+    assert service.serves(), "repaired, and the next client is served"
+
+
+def test_an_unreadable_configuration_says_who_must_read_it(service: Service) -> None:
+    service.configure("")
+    service.machine.run("chmod", "600", CONFIGURATION, check=True)
+    moment = service.machine.journal_moment()
+    try:
+        assert service.client_fails()
+        entry = service.machine.wait_journal(None, "SYSLOG_IDENTIFIER=ooodd", after=moment)
+        assert "Permission denied; it must be readable by the user that runs ooodd" in entry["MESSAGE"]
+    finally:
+        service.machine.run("chmod", "644", CONFIGURATION, check=True)
+    assert service.serves()
+
+
+def test_a_taken_port_is_told_with_its_holder_and_the_remedy(service: Service) -> None:
+    service.stop()
+    moment = service.machine.journal_moment()
+    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 2002)); print('up', flush=True); time.sleep(60)"
+    holder = service.machine.popen("/usr/bin/python3", "-c", listen)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "up\n"
+    assert service.machine.run("systemctl", "start", "ooodd.socket").returncode != 0
+    entry = service.machine.wait_journal(None, "SYSLOG_IDENTIFIER=ooodd", after=moment)
+    assert "127.0.0.1:2002 is taken by python3 (pid" in entry["MESSAGE"]
+    assert "systemctl edit ooodd.socket" in entry["MESSAGE"]
+    holder.release()
+    service.machine.run("systemctl", "start", "ooodd.socket", check=True)
+    assert service.serves()
+
+
+def test_a_missing_office_is_told_and_its_return_is_found(service: Service) -> None:
+    service.configure("[pool]\nworkers = 1\n")
+    service.machine.put(OFFICE_DROP_IN, "[Service]\nEnvironment=OOODD_OFFICE=/opt/nowhere\n")
+    service.machine.run("systemctl", "daemon-reload", check=True)
+    moment = service.machine.journal_moment()
+    service.start()
+    entry = service.machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
+    assert "worker 1 can't be started: there is no office: install libreoffice-writer" in entry["MESSAGE"]
+    assert "journalctl -u ooodd-worker@1.service" in entry["MESSAGE"]
+    until(lambda: service.states() == ["failed"], PATIENCE, "the worker to show as failed")
+    waiting = service.client("convert.py", "--office")
+    until(lambda: service.status()["queue"]["length"] == 1, PATIENCE, "a client to wait")
+    service.machine.run("rm", OFFICE_DROP_IN, check=True)
+    service.machine.run("systemctl", "daemon-reload", check=True)
+    out, _ = waiting.communicate(timeout=60)
+    waiting.release()
+    assert '"office"' in out
+    starts = service.machine.journal("ooodd.service", "PRIORITY=3", after=moment)
+    assert len(starts) < 20, "a busy loop"
+
+
+def test_a_missing_polkit_rule_is_told_and_its_return_is_found(service: Service) -> None:
+    machine = service.machine
+    service.configure("[pool]\nworkers = 1\n")
+    rule = machine.read(POLKIT_RULE)
+    moment = machine.journal_moment()
+    machine.run("rm", POLKIT_RULE, check=True)
+    machine.run("systemctl", "restart", "polkit.service", check=True)
+    try:
+        service.start()
+        entry = machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
+        assert "the polkit rule of ooodd is missing" in entry["MESSAGE"]
+        assert POLKIT_RULE in entry["MESSAGE"]
+    finally:
+        machine.put(POLKIT_RULE, rule)
+    machine.run("systemctl", "restart", "polkit.service", check=True)
+    service.wait_idle()
+    assert service.serves()
+
+
+def test_no_bus_at_all_is_told(fresh_service: Service) -> None:
+    machine = fresh_service.machine
+    moment = machine.journal_moment()
+    machine.run("systemctl", "stop", "dbus.socket", "dbus.service")
+    machine.run("systemctl", "mask", "--runtime", "dbus.socket", "dbus.service")
+    machine.run("systemctl", "start", "--no-block", "ooodd.service")
+    entry = machine.wait_journal(None, "SYSLOG_IDENTIFIER=ooodd", "PRIORITY=3", after=moment)
+    assert "can't reach the system message bus" in entry["MESSAGE"]
+    assert "systemctl status dbus" in entry["MESSAGE"]
+    machine.run("systemctl", "unmask", "--runtime", "dbus.socket", "dbus.service")
+    machine.run("systemctl", "start", "dbus.socket")
+    until(lambda: machine.run("ooodd", "status").returncode == 0, PATIENCE, "the broker to be up")
+    assert fresh_service.serves()
+
+
+def test_the_units_are_verified_and_tight(service: Service) -> None:
+    machine = service.machine
+    verified = machine.run("systemd-analyze", "verify", *(f"/usr/lib/systemd/system/{unit}" for unit in UNITS[1:3]))
+    assert verified.returncode == 0, verified.stderr
+    assert "ooodd" not in verified.stderr, verified.stderr
+    for unit, most in (("ooodd.service", 2.0), ("ooodd-worker@1.service", 1.5), ("ooodd-socket-failed.service", 3.0)):
+        shown = machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
+        exposure = float(shown.split("Overall exposure level for")[1].split(":")[1].split()[0])
+        assert exposure <= most, shown
+
+
+def test_the_broker_may_do_nothing_but_its_work(service: Service) -> None:
+    for unit, verb, allowed in (
+        ("ooodd-worker@1.service", "stop", True),
+        ("ooodd-worker@1.service", "start", True),
+        ("ooodd-worker@x.service", "start", False),
+        ("ooodd-worker@1.service.d", "start", False),
+        ("dbus.service", "stop", False),
+        ("ooodd.socket", "stop", False),
+    ):
+        done = service.machine.run("systemctl", "--no-ask-password", verb, unit, user="ooodd")
+        assert (done.returncode == 0) == allowed, (unit, verb, done.stderr)
+    other = service.machine.run("systemctl", "--no-ask-password", "start", "ooodd-worker@1.service", user="nobody")
+    assert other.returncode != 0
+    service.machine.run("systemctl", "stop", "ooodd-worker@1.service", check=True)
+
+
+def test_an_office_sees_no_neighbour_and_no_network(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\n")
+    service.start()
+    first, second = service.wait_idle()
+    enter = ["nsenter", f"--target={first['pid']}", "--mount", "--net", "--"]
+    assert service.machine.run(*enter, "ls", "/run/ooodd-worker").stdout.split() == ["1"]
+    assert service.machine.run(*enter, "ls", "/sys/class/net").returncode in (0, 2)
+    links = service.machine.run(*enter, "ip", "-json", "link")
+    if links.returncode == 0:
+        assert [link["ifname"] for link in json.loads(links.stdout)] == ["lo"]
+    assert first["uid"] != second["uid"]
+
+
+def test_a_memory_limit_holds_where_the_machine_can(service: Service) -> None:
+    if not service.machine.has_controller("memory"):
+        pytest.skip("this machine's cgroup2 has no memory controller, so MemoryMax= limits nothing here")
+    service.start()
+    (worker, *_) = service.wait_idle()
+    limit = service.machine.run("systemctl", "show", "-P", "MemoryMax", worker["unit"]).stdout.strip()
+    assert limit == str(4 << 30)

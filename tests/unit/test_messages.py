@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The journal's lines: ids, that each sender gives what its text names, and that the catalog explains each one."""
+
+import ast
+import io
+import re
+import shutil
+import string
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ooodd
+from ooodd import messages
+from ooodd.broker import _STOP_MESSAGES
+from ooodd.journal import StreamJournal
+from ooodd.messages import LEVELS, Message, Priority
+
+SOURCE = Path(ooodd.__file__).parent
+CATALOG = Path(__file__).parents[2] / "systemd" / "ooodd.catalog"
+NAMES = {name: value for name, value in vars(messages).items() if isinstance(value, Message)}
+# What ooodd.journal makes fields of.
+VARIABLES = {"@OOODD_WORKER@": "worker", "@OOODD_CLIENT@": "client", "@OOODD_SESSION@": "session"}
+# Sent by way of a variable, in Broker._tell_why.
+INDIRECT = {
+    name: {"worker", "detail"}
+    for name, message in NAMES.items()
+    if message in (*_STOP_MESSAGES.values(), messages.WORKER_RECYCLED)
+}
+
+
+def senders() -> Iterator[tuple[str, set[str]]]:
+    """Yield each message that is sent somewhere in the source, with the fields that it is given there."""
+    for path in SOURCE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
+                first = node.args[0]
+                if node.func.attr == "log" and isinstance(first, ast.Attribute):
+                    fields = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+                    # What socket_failure() returns.
+                    yield first.attr, fields or {"result", "what"}
+    yield from INDIRECT.items()
+
+
+def fields_of(message: Message) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(message.text) if name is not None}
+
+
+def entries() -> dict[str, tuple[dict[str, str], str]]:
+    """Return the catalog: headers and text by id."""
+    found = {}
+    for entry in re.split(r"^-- ", CATALOG.read_text(), flags=re.MULTILINE)[1:]:
+        head, _, text = entry.partition("\n\n")
+        identifier, *headers = head.splitlines()
+        assert identifier not in found, "two entries for one message"
+        found[identifier] = (dict(line.split(": ", 1) for line in headers), text.strip())
+    return found
+
+
+# Messages
+
+
+def test_each_id_is_its_own_and_128_bits_in_hex() -> None:
+    identifiers = [message.id for message in messages.ALL]
+    assert len(set(identifiers)) == len(identifiers) == len(NAMES)
+    assert all(re.fullmatch(r"[0-9a-f]{32}", identifier) for identifier in identifiers)
+    # sd_id128_randomize(3): a random one, version 4 of variant 1.
+    assert all(identifier[12] == "4" and identifier[16] in "89ab" for identifier in identifiers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_text_is_one_line(name: str) -> None:
+    text = NAMES[name].text
+    assert text.isprintable()
+    assert not text.endswith(".")
+
+
+def test_each_message_is_sent_and_nothing_else() -> None:
+    assert {name for name, _ in senders()} == set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "given"), senders())
+def test_each_sender_gives_what_the_text_names(name: str, given: set[str]) -> None:
+    assert fields_of(NAMES[name]) <= given
+
+
+def test_each_level_has_its_priority() -> None:
+    assert LEVELS == {"serious": Priority.WARNING, "info": Priority.INFO, "detail": Priority.DEBUG}
+
+
+@pytest.mark.parametrize(("level", "lines"), [("serious", 2), ("info", 4), ("detail", 5)])
+def test_a_level_lets_through_what_is_as_serious_or_more(level: str, lines: int) -> None:
+    stream = io.StringIO()
+    journal = StreamJournal(level, stream)
+    for priority in Priority:
+        journal.log(Message("0" * 32, priority, "{what} of {worker}"), what=priority, worker=1)
+    assert stream.getvalue().splitlines() == [f"ooodd: {priority} of 1" for priority in list(Priority)[:lines]]
+
+
+# The catalog
+
+
+def test_each_message_has_an_entry_and_no_entry_is_without_one() -> None:
+    assert set(entries()) == {message.id for message in messages.ALL}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_entry_says_what_it_is_and_what_to_do(name: str) -> None:
+    headers, text = entries()[NAMES[name].id]
+    assert set(headers) == {"Subject", "Defined-By", "Documentation"}
+    assert headers["Defined-By"] == "ooodd"
+    assert headers["Documentation"] == "man:ooodd(8)"
+    assert headers["Subject"]
+    cause, *remedies = text.split("\n\n")
+    assert cause
+    assert remedies
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(("name", "given"), senders())
+def test_each_entry_uses_fields_that_its_senders_give(name: str, given: set[str]) -> None:
+    headers, text = entries()[NAMES[name].id]
+    variables = re.findall(r"@[A-Z_]+@", headers["Subject"] + text)
+    assert {VARIABLES[variable] for variable in variables} <= given
+
+
+def test_systemd_takes_the_catalog(tmp_path: Path) -> None:
+    directory = tmp_path / "usr" / "lib" / "systemd" / "catalog"
+    directory.mkdir(parents=True)
+    shutil.copy(CATALOG, directory)
+
+    def journalctl(*arguments: str) -> str:
+        command = ["journalctl", f"--root={tmp_path}", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert result.stderr == ""
+        return result.stdout
+
+    journalctl("--update-catalog")
+    listed = dict(line.split(" ", 1) for line in journalctl("--list-catalog").splitlines())
+    assert listed == {identifier: f"ooodd: {headers['Subject']}" for identifier, (headers, _) in entries().items()}
+    assert messages.WORKER_CRASHED.id in journalctl("--dump-catalog", messages.WORKER_CRASHED.id)
