@@ -116,10 +116,22 @@ def _tcp(port: int) -> str:
 
 @contextmanager
 def _client(connection: str) -> Iterator[Client]:
-    """Run a client; it ends with its input."""
+    """Run a client; it ends with its input, or is killed if it hangs."""
     command = ["/usr/bin/python3", str(Path(__file__).with_name("client.py")), connection]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Client(process)
+        try:
+            yield Client(process)
+        finally:
+            _end_input(process)
+
+
+def _end_input(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.close()
+        process.wait(paths.STOP_TIMEOUT)
+    except (BrokenPipeError, subprocess.TimeoutExpired):
+        process.kill()
 
 
 if __name__ == "__main__":
