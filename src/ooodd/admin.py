@@ -7,7 +7,6 @@ group has no access.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import socket

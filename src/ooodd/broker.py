@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ooodd import __version__, listeners, messages, urp
 from ooodd.config import Config
@@ -104,9 +105,7 @@ class Broker:
     async def _wind_up(self) -> None:
         """Stop every office; the sessions end with them. New clients wait in the socket from now on."""
         self._reporter.stopping()
-        self._journal.log(
-            messages.BROKER_STOPPING, sessions=self._count(State.BUSY), queued=len(self.pool.queue)
-        )
+        self._journal.log(messages.BROKER_STOPPING, sessions=self._count(State.BUSY), queued=len(self.pool.queue))
         self._accept_from([])
         self._do(self.pool.close(time.monotonic()))
         for client in list(self._silent.values()):
@@ -136,12 +135,12 @@ class Broker:
                 self.clients[client.session] = client
                 task = asyncio.create_task(self._guard(client), name=f"session {client.session}")
                 self._tasks.add(task)
-                task.add_done_callback(lambda task, client=client: self._forget(client, task))
+                task.add_done_callback(partial(self._forget, client))
         except OSError as error:  # no descriptor or no memory left
             self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_ACCEPT_PAUSE)
             paused = list(self._accepting)
             self._accept_from([])
-            self._loop.call_later(_ACCEPT_PAUSE, lambda: self._stop.is_set() or self._accept_from(paused))
+            self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, paused)
 
     def _forget(self, client: Client, task: "asyncio.Task[None]") -> None:
         """Close a client, whatever happened to it, and take back what it still holds."""
@@ -184,7 +183,7 @@ class Broker:
             if not data:
                 return False
             client.early += data
-            admitted = urp.is_opening(client.early)
+            admitted = urp.is_opening(bytes(client.early[: urp.OPENING_SIZE]))
         del self._silent[client.session]
         if not admitted:
             self._journal.log(messages.CLIENT_NOT_UNO, client=client.peer)
@@ -273,6 +272,10 @@ class Broker:
         for listener in self._accepting:
             self._loop.add_reader(listener, self._accept, listener)
 
+    def _accept_again(self, sockets: Sequence[socket.socket]) -> None:
+        if not self._stop.is_set():
+            self._accept_from(sockets)
+
     def _hang_up_on_the_most_silent(self) -> None:
         client = self._silent.pop(next(iter(self._silent)))
         silent = time.monotonic() - client.since
@@ -349,9 +352,7 @@ class Broker:
 
     def _tell_why(self, number: int, reason: Reason, detail: str) -> None:
         if reason is Reason.NOT_STARTED:
-            self._journal.log(
-                messages.WORKER_NOT_STARTED, worker=number, detail=detail, unit=self.keeper.unit(number)
-            )
+            self._journal.log(messages.WORKER_NOT_STARTED, worker=number, detail=detail, unit=self.keeper.unit(number))
         elif reason is not Reason.CLOSING:
             message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
             self._journal.log(message, worker=number, detail=detail or reason)

@@ -117,7 +117,7 @@ class Bus:
                 while (message := self._parser.get_next_message()) is not None:
                     self._dispatch(message)
         except OSError as error:
-            self._why = error.strerror
+            self._why = error.strerror or str(error)
         except Exception as error:  # noqa: BLE001 - jeepney raises whatever it trips over in garbage
             self._why = f"can't be understood: {error!r}"
         finally:

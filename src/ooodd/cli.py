@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -120,7 +121,7 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
 
 
 async def _serve(
-    broker: Broker, sockets: list["listeners.socket.socket"], options: argparse.Namespace, lost: "asyncio.Future[None]"
+    broker: Broker, sockets: list[socket.socket], options: argparse.Namespace, lost: "asyncio.Future[None]"
 ) -> None:
     """Run the broker until a signal or `ooodd stop` ends it, or the bus is lost, which is a `BusError`."""
     loop = asyncio.get_running_loop()

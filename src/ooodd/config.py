@@ -35,7 +35,7 @@ _UNITS = {
 }
 _SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)")
 
-# Keys of the design whose function comes with a later version. Naming one is an error: what it asks for would not happen.
+# Keys whose function comes with a later version. Naming one is an error, for what it asks for would not happen.
 _LATER = {
     "pool": {
         "min_workers",
@@ -173,9 +173,7 @@ def _prepare(document: dict[str, Any]) -> Iterator[str]:
                 yield from _prepare_key(section, key, value, keys, values)
 
 
-def _prepare_key(
-    section: str, key: str, value: object, keys: dict[str, type], values: dict[str, Any]
-) -> Iterator[str]:
+def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], values: dict[str, Any]) -> Iterator[str]:
     place = f"{section}.{key}"
     if key in _LATER.get(section, ()) or (place, value) == ("data_path.mode", "handoff"):
         setting = f'{place} = "{value}"' if place == "data_path.mode" else place

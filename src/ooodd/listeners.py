@@ -92,7 +92,7 @@ def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, str]]:
 
 
 def refuse_waiting(listeners: list[socket.socket]) -> None:
-    """Close whoever waits in the listeners: for a broker that can't start, so that systemd isn't asked to at once again.
+    """Close whoever waits in the listeners: for a broker that can't start, lest it is started again at once.
 
     A socket unit starts its service as long as a connection waits; the next client will be the next try.
     """

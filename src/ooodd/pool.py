@@ -207,10 +207,8 @@ class Pool:
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due: retry failed workers, refuse who has waited too long. Call it at `deadline`."""
-        actions: list[Action] = []
-        for worker in self.workers.values():
-            if worker.state is State.FAILED and worker.retry_at is not None and worker.retry_at <= now:
-                actions.append(self._start(worker, now))
+        failed = [worker for worker in self.workers.values() if worker.retry_at is not None and worker.retry_at <= now]
+        actions: list[Action] = [self._start(worker, now) for worker in failed]
         while self.queue and next(iter(self.queue.values())) + self.limits.queue_timeout <= now:
             actions.append(self._refuse(next(iter(self.queue)), Reason.WAITED_TOO_LONG))
         return actions

@@ -141,12 +141,16 @@ class ProcessSupervisor:
 
 
 def _other_pipes(pid: int) -> list[Path]:
-    """Return the unix sockets of an office: besides ours the one for "single office" calls, of which no client knows."""
+    """Return the unix sockets of an office: besides ours there is one for "single office" calls."""
     try:
         process = psutil.Process(pid)
         # psutil 6 renamed it
         connections = getattr(process, "net_connections", None) or process.connections
-        return [path for c in connections(kind="unix") if (path := Path(c.laddr)).match(f"{_PIPE_DIRECTORY}/OSL_PIPE_*")]
+        return [
+            path
+            for c in connections(kind="unix")
+            if (path := Path(str(c.laddr))).match(f"{_PIPE_DIRECTORY}/OSL_PIPE_*")
+        ]
     except psutil.Error:
         return []
 

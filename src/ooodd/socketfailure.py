@@ -26,7 +26,10 @@ async def socket_failure() -> dict[str, str]:
         await bus.close()
     taken = [line for _, address in listen for line in _holders(address)]
     if taken:
-        return {"result": result, "what": f"{'; '.join(taken)}. End that, or {_MOVE}; then systemctl start ooodd.socket"}
+        return {
+            "result": result,
+            "what": f"{'; '.join(taken)}. End that, or {_MOVE}; then systemctl start ooodd.socket",
+        }
     return {"result": result, "what": f"see systemctl status ooodd.socket; if the address is at fault, {_MOVE}"}
 
 
@@ -34,7 +37,8 @@ def _holders(address: str) -> Iterator[str]:
     """Yield who listens on the address already, other than systemd."""
     port = address.rpartition(":")[2]
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and str(connection.laddr.port) == port and connection.pid != 1:
+        local = tuple(connection.laddr)  # host, port
+        if connection.status == psutil.CONN_LISTEN and str(local[-1]) == port and connection.pid != 1:
             yield f"{address} is taken by {_name(connection.pid)}"
 
 

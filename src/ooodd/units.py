@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Offices as units of systemd: ooodd-worker@N.service, over org.freedesktop.systemd1(5).
 
-What a method of the manager returns is a job, and only the job's end tells what happened; it is signalled as JobRemoved.
-A signal can come before the reply to the call that caused it, so who waits for a job subscribes first. State changes
-of units come as PropertiesChanged, first for the Service interface and then for the Unit interface.
+What a method of the manager returns is a job, and only the job's end, signalled as JobRemoved, tells what happened. A
+signal can come before the reply to the call that caused it, so who waits for a job subscribes first. State changes of
+units come as PropertiesChanged, first for the Service interface and then for the Unit interface.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class UnitSupervisor:
         """Connect to systemd and subscribe to its signals; `BusError` if that fails."""
         supervisor = cls(await Bus.connect())
         try:
-            await supervisor._subscribe()  # noqa: SLF001 - its own class
+            await supervisor._subscribe()
         except BaseException:
             await supervisor.close()
             raise

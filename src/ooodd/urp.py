@@ -24,4 +24,4 @@ def is_opening(data: bytes) -> bool | None:
         # The size is below 2^24, so the very first byte tells most of what isn't URP.
         return False if data[:1].strip(b"\0") else None
     size, messages, flags = struct.unpack_from(">IIB", data)
-    return 0 < size <= _MOST_BYTES and 0 < messages <= _MOST_MESSAGES and flags & _FIRST_FLAGS == _FIRST_FLAGS
+    return bool(0 < size <= _MOST_BYTES and 0 < messages <= _MOST_MESSAGES and flags & _FIRST_FLAGS == _FIRST_FLAGS)

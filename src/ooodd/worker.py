@@ -62,7 +62,7 @@ class Office:
         raise WorkerLostError(f"no pipe of {self.unit} in {self.pipe_directory}")
 
     def pipes(self) -> Iterator[Path]:
-        """Yield the places where sal may have put the pipe, with the user's id in its name or, if it finds out no user, without."""
+        """Yield the places where sal may have put the pipe: with the user's id or, if it finds out no user, without."""
         yield self.pipe_directory / f"OSL_PIPE_{self.uid}_{self.pipe_name}"
         yield self.pipe_directory / f"OSL_PIPE_{self.pipe_name}"
 
@@ -104,7 +104,9 @@ class Office:
                     await asyncio.sleep(delay)
                     delay = min(delay * 1.5, _LAST_TRY)
         except TimeoutError as error:
-            raise StartError(f"not ready within {within:g} s", "raise [pool] start_timeout if it is only slow") from error
+            raise StartError(
+                f"not ready within {within:g} s", "raise [pool] start_timeout if it is only slow"
+            ) from error
 
 
 class Supervisor(Protocol):

@@ -96,4 +96,3 @@ def await_step(client: Command, step: str) -> dict[str, Any]:
         if told["step"] == step:
             return told
     raise AssertionError(f"the client ended before {step}: {client.communicate()}")
-

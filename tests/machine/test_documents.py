@@ -4,9 +4,9 @@
 from pathlib import Path
 
 import pytest
+
 from places import CLIENTS_INSIDE, DOCUMENTS_INSIDE
 from service import Service
-
 
 
 def sources(expected_pages: dict[str, int]) -> list[str]:
@@ -64,7 +64,9 @@ def test_one_client_with_three_connections(service: Service, expected_pages: dic
     assert [step["pages"] for step in steps if step["step"] == "stored"] == [expected_pages[source]] * 3
 
 
-def test_a_shared_directory_lets_clients_exchange_files_by_path(service: Service, expected_pages: dict[str, int]) -> None:
+def test_a_shared_directory_lets_clients_exchange_files_by_path(
+    service: Service, expected_pages: dict[str, int]
+) -> None:
     """As docs/files.md tells administrators whose scripts name files."""
     machine = service.machine
     machine.run("install", "-d", "-m", "2770", "-g", "ooodd", "/srv/exchange", check=True)

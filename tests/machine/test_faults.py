@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from command import Command
 from deadline import until
 from places import CLIENTS
@@ -36,11 +37,11 @@ print(json.dumps({"milliseconds": 1000 * (time.monotonic() - began)}))
 def restarted(service: Service, old: int, crashed: int = 1) -> dict[str, Any]:
     """Wait until the worker whose office was `old` is idle with a new one, and the crash was counted once."""
 
-    def look() -> dict[str, Any] | None:
+    def look() -> dict[str, Any]:
         status = service.status()
         workers = [worker for worker in status["workers"] if worker["state"] == "idle" and worker["pid"] != old]
         whole = len(workers) == len(status["workers"]) and status["totals"]["crashed"] == crashed
-        return status if whole else None
+        return status if whole else {}
 
     return until(look, PATIENCE, "the pool to be whole again")
 
@@ -126,7 +127,8 @@ def test_terminating_the_office_is_no_crash(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["garbage", "one-byte", "connect", "reset", "flood", "urp-flood", "lie", "half-close", "half-block", "never-reads"]
+    "behaviour",
+    ["garbage", "one-byte", "connect", "reset", "flood", "urp-flood", "lie", "half-close", "half-block", "never-reads"],
 )
 def test_noise_is_nobody_else_s_affair(service: Service, behaviour: str) -> None:
     service.configure("[pool]\nworkers = 2\n")
@@ -196,5 +198,3 @@ def test_a_lost_bus_ends_the_broker_and_systemd_restarts_it(fresh_service: Servi
     until(lambda: service.machine.run("ooodd", "status").returncode == 0, PATIENCE, "the broker to be back")
     service.wait_idle()
     assert service.serves()
-
-

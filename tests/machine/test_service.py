@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+
 from deadline import until
 from machine import Machine
 from service import CONFIGURATION, PATIENCE, Service
@@ -41,14 +42,12 @@ def test_status_reads_well(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\n")
     holder, office = service.holding_client()
     until(lambda: "idle" in service.states(), PATIENCE, "the other worker to be idle")
-    shown = until(
-        lambda: (text := service.machine.run("systemctl", "status", "ooodd").stdout)
-        and '"1 of 2 busy, 0 queued, 0 failed"' in text
-        and text,
-        PATIENCE,
-        "the status line",
-    )
-    assert "active (running)" in shown
+
+    def shown() -> str:
+        return service.machine.run("systemctl", "status", "ooodd").stdout
+
+    until(lambda: '"1 of 2 busy, 0 queued, 0 failed"' in shown(), PATIENCE, "the status line")
+    assert "active (running)" in shown()
     table = service.machine.run("ooodd", "status", check=True).stdout
     assert re.search(rf"^\d +busy .* {office['pid']} .*127\.0\.0\.1:\d+$", table, re.MULTILINE), table
     status = service.status()
@@ -140,7 +139,9 @@ def test_an_unreadable_configuration_says_who_must_read_it(service: Service) -> 
 def test_a_taken_port_is_told_with_its_holder_and_the_remedy(service: Service) -> None:
     service.stop()
     moment = service.machine.journal_moment()
-    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 2002)); print('up', flush=True); time.sleep(60)"
+    listen = (
+        "import socket, time; s = socket.create_server(('127.0.0.1', 2002)); print('up', flush=True); time.sleep(60)"
+    )
     holder = service.machine.popen("/usr/bin/python3", "-c", listen)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "up\n"

@@ -5,8 +5,8 @@ from collections import Counter
 
 from command import Command
 from deadline import until
-from service import PATIENCE, Service, await_step
 from places import CLIENTS, PYTHON
+from service import PATIENCE, Service, await_step
 
 DRIVER = r"""
 mkdir -p "$1"; cd "$1"; rm -f *
@@ -98,7 +98,9 @@ def test_port_checks_and_silence_cost_nothing(service: Service) -> None:
     service.start()
     service.wait_idle()
     silent = [service.client("urp_noise.py", "--seconds", "60", "silent") for _ in range(20)]
-    checks = f"for n in $(seq 200); do {PYTHON} -c 'import socket; socket.create_connection((\"127.0.0.1\", 2002))'; done"
+    checks = (
+        f"for n in $(seq 200); do {PYTHON} -c 'import socket; socket.create_connection((\"127.0.0.1\", 2002))'; done"
+    )
     service.machine.run("sh", "-c", checks, check=True, timeout=120)
     assert service.serves()
     status = service.status()

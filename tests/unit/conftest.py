@@ -4,9 +4,8 @@
 import asyncio
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ HANG_LIMIT = 60.0
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a coroutine test on a loop of its own, and see that it leaves no task."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
@@ -24,7 +23,7 @@ def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
     return True
 
 
-async def _run(test: Any) -> None:
+async def _run(test: Awaitable[None]) -> None:
     await asyncio.wait_for(test, HANG_LIMIT)
     await asyncio.sleep(0)  # tasks that are done call back once more
     left = asyncio.all_tasks() - {asyncio.current_task()}

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from ooodd.errors import StartError
 from ooodd.messages import Message
@@ -173,7 +174,7 @@ class FakeClient:
         self.socket.setblocking(False)  # noqa: FBT003
         self._address = address
 
-    async def __aenter__(self) -> "FakeClient":
+    async def __aenter__(self) -> Self:
         await asyncio.get_running_loop().sock_connect(self.socket, self._address)
         return self
 
