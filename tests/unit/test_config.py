@@ -236,17 +236,19 @@ def _inline(value: object) -> str:
 
 
 # json.dumps spells characters beyond 16 bits as two surrogates, which TOML forbids; DEL it leaves alone.
-_TEXT = st.text(st.characters(max_codepoint=0xD7FF, blacklist_characters="\x7f"))
+_TEXT = st.text(st.characters(max_codepoint=0xD7FF, blacklist_characters="\x7f"), max_size=12)
 _VALUES = st.recursive(
     st.booleans() | st.integers() | st.floats() | st.dates(min_value=date(1000, 1, 1)) | _TEXT,
-    lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner),
-    max_leaves=6,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_TEXT, inner, max_size=2),
+    max_leaves=3,
 )
 _KEYS = st.sampled_from(
     ["workers", "max_uses", "max_uses_jitter", "start_timeout", "timeout", "max_age", "mode", "level"]
 )
 _SECTIONS = st.sampled_from(["pool", "queue", "data_path", "log", "session", "access"])
-_DOCUMENTS = st.dictionaries(_SECTIONS | _TEXT, _VALUES | st.dictionaries(_KEYS | _TEXT, _VALUES))
+_DOCUMENTS = st.dictionaries(
+    _SECTIONS | _TEXT, _VALUES | st.dictionaries(_KEYS | _TEXT, _VALUES, max_size=4), max_size=3
+)
 
 
 @unhurried
