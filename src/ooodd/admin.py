@@ -7,6 +7,7 @@ group has no access.
 """
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -96,6 +97,8 @@ class ControlSocket:
         before = os.umask(0o077)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._path.parent.stat().st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "the directory belongs to another user")
             os.umask(0o177)  # a directory needs what a socket must not have
             self._path.unlink(missing_ok=True)
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MOST_REQUEST)
@@ -166,8 +169,11 @@ def ask(directory: Path, command: str) -> dict[str, Any]:
 
 def _is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_TIMEOUT)
         try:
             connection.connect(str(path))
+        except TimeoutError:  # its queue is full: there is a broker, and it hangs
+            return True
         except OSError:
             return False
     return True

@@ -352,7 +352,9 @@ class Broker:
 
     def _tell_why(self, number: int, reason: Reason, detail: str) -> None:
         if reason is Reason.NOT_STARTED:
-            self._journal.log(messages.WORKER_NOT_STARTED, worker=number, detail=detail, unit=self.keeper.unit(number))
+            self._journal.log(
+                messages.WORKER_NOT_STARTED, worker=number, detail=detail, details=self.keeper.details(number)
+            )
         elif reason is not Reason.CLOSING:
             message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
             self._journal.log(message, worker=number, detail=detail or reason)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ooodd import __version__, admin, config, listeners, messages
+from ooodd import __version__, admin, config, eager, listeners, messages
 from ooodd.broker import Broker
 from ooodd.errors import BusError, ConfigError, OooddError
 from ooodd.journal import Journal, StreamJournal, SystemdJournal
@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return asyncio.run(_run_as_service(options) if _under_systemd() else _run_in_foreground(options))
+    with asyncio.Runner(loop_factory=eager.new_event_loop) as runner:
+        return runner.run(_run_as_service(options) if _under_systemd() else _run_in_foreground(options))
 
 
 def _under_systemd() -> bool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Forwarding: the bytes of one session, both ways, between a client and its office.
 
-One callback a direction on the loop's selector: what has been received is sent at once. Only what the other side
-doesn't take is kept, at most one chunk, and nothing more is received in that direction until it has gone
-(back-pressure). So an idle session holds no buffer, and a stalled one two chunks.
+One eager callback a direction: what has been received is sent at once, without a turn of the loop (see `eager`). Only
+what the other side doesn't take is kept, at most one chunk, and nothing more is received in that direction until it
+has gone (back-pressure). So an idle session holds no buffer, and a stalled one two chunks.
 
 End of file is passed on by half-close: a client that has sent its last byte still gets its answers. The session ends
 with the office's end of file, because only then the office has let go of it; a client that has vanished is therefore
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+
+from ooodd import eager
 
 # socket-proxyd's buffer.
 CHUNK_SIZE = 256 * 1024
@@ -55,6 +57,8 @@ class Forwarding:
 
     def __init__(self, client: socket.socket, office: socket.socket) -> None:
         """Prepare; `run` does it."""
+        # So a whole chunk is taken at once, while the office reads the one before. wmem_max limits it, see socket(7).
+        office.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * CHUNK_SIZE)
         self._loop = asyncio.get_running_loop()
         self._to_office = _Direction(self._loop, client, office, self._client_ended, self._office_deaf)
         self._to_client = _Direction(self._loop, office, client, self._office_ended, self._client_vanished)
@@ -154,11 +158,11 @@ class _Direction:
             self.total += len(first)
             self._hold(first)
         else:
-            self._loop.add_reader(self._source, self._readable)
+            self._watch()
 
     def stop(self) -> None:
         """Touch neither socket any more."""
-        self._loop.remove_reader(self._source)
+        self._unwatch()
         if self._pending is not None:
             self._loop.remove_writer(self._sink)
             self._pending = None
@@ -174,21 +178,24 @@ class _Direction:
         if self._pending is not None:
             self._loop.remove_writer(self._sink)
             self._pending = None
-            self._resume()
+            self._watch()
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Pass on what there is. Return whether that was all, see `eager.callbacks`."""
         try:
             size = self._source.recv_into(_chunk)
         except BlockingIOError:
-            return
+            return True
         except OSError:
             self._end_of_file(reset=True)
-            return
+            return False
         if not size:
             self._end_of_file(reset=False)
-            return
-        if self._drop:
-            return
+            return False
+        return self._drop or self._pass_on(size)
+
+    def _pass_on(self, size: int) -> bool:
+        """Send what is in the chunk, and hold what the sink doesn't take. Return as `_readable` does."""
         self.total += size
         try:
             sent = self._sink.send(_view[:size])
@@ -196,13 +203,15 @@ class _Direction:
             sent = 0
         except OSError:
             self._lose_sink()
-            return
-        if sent < size:
-            self._loop.remove_reader(self._source)
-            self._hold(bytes(_view[sent:size]))
+            return False
+        if sent == size:
+            return True
+        self._unwatch()
+        self._hold(bytes(_view[sent:size]))
+        return False
 
     def _end_of_file(self, *, reset: bool) -> None:
-        self._loop.remove_reader(self._source)
+        self._unwatch()
         self._half_close()
         self._ended(reset=reset)
 
@@ -219,7 +228,7 @@ class _Direction:
         except OSError:
             self._loop.remove_writer(self._sink)
             self._pending = None
-            self._resume()
+            self._watch()
             self._lose_sink()
             return
         if sent < len(self._pending):
@@ -227,10 +236,15 @@ class _Direction:
             return
         self._loop.remove_writer(self._sink)
         self._pending = None
-        self._resume()
+        self._watch()
 
-    def _resume(self) -> None:
+    def _watch(self) -> None:
         self._loop.add_reader(self._source, self._readable)
+        eager.callbacks[self._source.fileno()] = self._readable
+
+    def _unwatch(self) -> None:
+        self._loop.remove_reader(self._source)
+        eager.callbacks.pop(self._source.fileno(), None)
 
     def _lose_sink(self) -> None:
         self._drop = True

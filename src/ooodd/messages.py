@@ -94,7 +94,7 @@ WORKER_HUNG = Message(
 WORKER_NOT_STARTED = Message(
     "1f7f4f960f8d4d219f3d3e93a7a2e67e",
     Priority.ERROR,
-    "worker {worker} can't be started: {detail}; details: journalctl -u {unit}",
+    "worker {worker} can't be started: {detail}{details}",
 )
 WORKER_NOT_STOPPED = Message(
     "61a81eeda1ff41968430451bddace2fa", Priority.ERROR, "worker {worker} can't be stopped: {detail}"

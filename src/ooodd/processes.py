@@ -21,11 +21,10 @@ import psutil
 
 from ooodd.errors import StartError
 from ooodd.pool import Reason
-from ooodd.worker import Office, new_profile_command
+from ooodd.worker import EX_OSFILE, ORDERLY_STATUSES, Office, new_profile_command
 
 # As DefaultTimeoutStopSec= is for units: how long SIGTERM may take before SIGKILL, in seconds. Measured: 4-30 ms.
 _STOP_TIMEOUT = 5.0
-_ORDERLY = {0, 255, 81}
 # sal's PIPEDEFAULTPATH.
 _PIPE_DIRECTORY = Path("/tmp")  # noqa: S108 - sal's choice; Office.connect verifies who listens
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -51,6 +50,10 @@ class ProcessSupervisor:
     def unit(self, number: int) -> str:
         """Return the name for messages."""
         return f"worker-{number}"
+
+    def details(self, number: int) -> str:  # noqa: ARG002
+        """Return nothing: an office's own words go to the same stderr."""
+        return ""
 
     async def start(self, number: int) -> Office:
         """Make a profile and start an office on it."""
@@ -112,9 +115,13 @@ class ProcessSupervisor:
                 await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
             _kill(process.pid, signal.SIGKILL)
             raise
+        if process.returncode == EX_OSFILE:
+            raise StartError(
+                f"there is no office at {self._program}", "install libreoffice-writer, or give --office DIR"
+            )
         if process.returncode:
             text = complaint.decode(errors="replace").removeprefix("<3>").strip()
-            raise StartError(text, "" if "OOODD_OFFICE" in text else f"new-profile ended with {process.returncode}")
+            raise StartError(f"new-profile ended with status {process.returncode}: {text}")
 
     async def _spawn(self, directory: Path, pipe_name: str) -> Process:
         command = [
@@ -136,7 +143,7 @@ class ProcessSupervisor:
 
     async def _watch(self, number: int, office: Office, process: Process) -> None:
         status = await process.wait()
-        reason = Reason.ENDED if status in _ORDERLY else Reason.CRASHED
+        reason = Reason.ENDED if status in ORDERLY_STATUSES else Reason.CRASHED
         self.lost(number, office, reason, f"exit status {status}" if status >= 0 else f"killed by signal {-status}")
 
 

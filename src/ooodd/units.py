@@ -17,7 +17,7 @@ from jeepney import DBusAddress, MatchRule
 from ooodd.bus import Bus, BusRefusalError, method_call
 from ooodd.errors import BusError, OooddError, StartError
 from ooodd.pool import Reason
-from ooodd.worker import Office
+from ooodd.worker import EX_OSFILE, ORDERLY_STATUSES, Office
 
 RUNTIME_DIRECTORY = Path("/run/ooodd-worker")
 
@@ -26,10 +26,6 @@ _MANAGER = DBusAddress("/org/freedesktop/systemd1", _SYSTEMD, f"{_SYSTEMD}.Manag
 _UNIT_PREFIX = "/org/freedesktop/systemd1/unit/"
 # A stop lasts TimeoutStopSec=5s at most, then SIGKILL; ExecStartPre takes milliseconds. Six times that is a fault.
 _JOB_TIMEOUT = 30.0
-# Statuses that are no fault: a client terminated the office, SIGTERM, "start me again".
-_ORDERLY = {0, 255, 81}
-# new-profile's, for "no office there".
-_EX_OSFILE = 72
 # waitid(2)'s si_code for a process that exited, rather than was killed by a signal.
 _CLD_EXITED = 1
 
@@ -82,6 +78,10 @@ class UnitSupervisor:
     def unit(self, number: int) -> str:
         """Return the unit's name."""
         return f"ooodd-worker@{number}.service"
+
+    def details(self, number: int) -> str:
+        """Name the unit's own journal."""
+        return f"; details: journalctl -u {self.unit(number)}"
 
     async def start(self, number: int) -> Office:
         """Start a worker; RestartUnit also ends what an earlier broker may have left running."""
@@ -230,7 +230,7 @@ def unit_path(unit: str) -> str:
 
 
 def _reason(service: dict[str, Any]) -> Reason:
-    orderly = service.get("ExecMainCode") == _CLD_EXITED and service.get("ExecMainStatus") in _ORDERLY
+    orderly = service.get("ExecMainCode") == _CLD_EXITED and service.get("ExecMainStatus") in ORDERLY_STATUSES
     return Reason.ENDED if orderly else Reason.CRASHED
 
 
@@ -247,7 +247,7 @@ def _describe(service: dict[str, Any], otherwise: str) -> str:
 def _start_error(service: dict[str, Any], otherwise: str) -> StartError:
     """Say why a start failed, with the remedy where it is known. Only ExecStartPre= tells how new-profile ended."""
     statuses = [command[-1] for command in service["ExecStartPre"] if command[-1]]
-    if _EX_OSFILE in statuses:
+    if EX_OSFILE in statuses:
         return StartError("there is no office", _OFFICE_HINT)
     if statuses:
         return StartError(f"ExecStartPre= ended with status {statuses[0]}")

@@ -29,6 +29,11 @@ _LAST_TRY = 0.1
 # An office that lives greets within a millisecond. DESIGN: up to 1.5 s while a big sheet loads.
 GREETING_LIMIT = 5.0
 
+# Exit statuses of an office that are no fault: a client terminated it, SIGTERM, "start me again".
+ORDERLY_STATUSES = {0, 255, 81}
+# new-profile's exit status for "there is no office", sysexits.h.
+EX_OSFILE = 72
+
 
 @dataclass(frozen=True)
 class Office:
@@ -120,6 +125,9 @@ class Supervisor(Protocol):
     def unit(self, number: int) -> str:
         """Return the name under which the worker is known."""
 
+    def details(self, number: int) -> str:
+        """Return where an administrator finds more of the worker, as the end of a message; empty if nowhere."""
+
     async def start(self, number: int) -> Office:
         """Start a new office with a new profile; one still running under this number ends first.
 
@@ -180,6 +188,10 @@ class Keeper:
     def unit(self, number: int) -> str:
         """Return the name under which the supervisor knows the worker."""
         return self._supervisor.unit(number)
+
+    def details(self, number: int) -> str:
+        """Return where there is more to read of the worker."""
+        return self._supervisor.details(number)
 
     def start(self, number: int) -> None:
         """Begin to start the worker."""

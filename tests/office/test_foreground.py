@@ -115,7 +115,9 @@ def test_after_a_killed_broker_the_next_one_runs_in_the_same_place() -> None:
 
 def test_without_an_office_it_says_so_and_tries_ever_more_seldom(tmp_path: Path) -> None:
     with Foreground(ONE, office=tmp_path) as it:
-        line = f"worker 1 can't be started: no office at {tmp_path}/soffice.bin: install libreoffice-writer, or"
+        line = (
+            f"worker 1 can't be started: there is no office at {tmp_path}: install libreoffice-writer, or give --office"
+        )
         it.wait_for(line)
         began = time.monotonic()
         for _ in range(4):

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from ooodd import eager
+
 # Only catches what hangs; nothing here takes a second.
 HANG_LIMIT = 60.0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a coroutine test on a loop of its own, and see that it leaves no task."""
+    """Run a coroutine test on a loop of its own, of the broker's kind, and see that it leaves no task."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(_run(pyfuncitem.obj(**arguments)))
+    with asyncio.Runner(loop_factory=eager.new_event_loop) as runner:
+        runner.run(_run(pyfuncitem.obj(**arguments)))
     return True
 
 

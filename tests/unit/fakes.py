@@ -105,6 +105,9 @@ class FakeSupervisor:
     def unit(self, number: int) -> str:
         return f"fake-{number}"
 
+    def details(self, number: int) -> str:
+        return f"; details: fake-{number}"
+
     async def start(self, number: int) -> Office:
         fault = self._plan.pop(0) if self._plan else ""
         self.started.append(number)
