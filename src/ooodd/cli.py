@@ -112,6 +112,7 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
     settings = config.load(options.config)
     listener = listeners.listen(options.listen)
     supervisor = ProcessSupervisor(options.office)
+    supervisor.remove_leftovers()
     try:
         broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier())
         await _serve(broker, [listener], options, asyncio.get_running_loop().create_future())

@@ -7,10 +7,12 @@ with -9 (setpriv(1), --pdeathsig). Its profile is a new temporary directory. Its
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
@@ -58,18 +60,19 @@ class ProcessSupervisor:
     async def start(self, number: int) -> Office:
         """Make a profile and start an office on it."""
         await self.stop(number)
+        name = f"ooodd-{os.getpid()}-{number}-{secrets.token_hex(4)}"
+        directory = Path(tempfile.gettempdir()) / name
         try:
-            directory = Path(tempfile.mkdtemp(prefix=f"ooodd-{number}-"))
+            directory.mkdir(mode=0o700)
         except OSError as error:
             raise StartError(f"no temporary directory ({error.strerror})", "make room, or set TMPDIR") from error
         try:
             await self._make_profile(directory / "profile")
-            pipe_name = f"ooodd-{os.getpid()}-{number}-{secrets.token_hex(4)}"
-            process = await self._spawn(directory, pipe_name)
+            process = await self._spawn(directory, name)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        office = Office(self.unit(number), process.pid, os.getuid(), _PIPE_DIRECTORY, pipe_name)
+        office = Office(self.unit(number), process.pid, os.getuid(), _PIPE_DIRECTORY, name)
         watch = asyncio.create_task(self._watch(number, office, process), name=f"watch worker {number}")
         self._children[number] = _Child(office, process, directory, watch)
         return office
@@ -93,6 +96,14 @@ class ProcessSupervisor:
             for pipe in pipes:
                 pipe.unlink(missing_ok=True)
             shutil.rmtree(child.directory, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a broker that was killed has left of its offices: pipes that nobody listens at, and profiles."""
+        prefix = f"OSL_PIPE_{os.getuid()}_"
+        for pipe in _PIPE_DIRECTORY.glob(f"{prefix}ooodd-*"):
+            if pipe.lstat().st_uid == os.getuid() and _is_dead(pipe):
+                shutil.rmtree(Path(tempfile.gettempdir()) / pipe.name.removeprefix(prefix), ignore_errors=True)
+                pipe.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """End what was left running."""
@@ -160,6 +171,11 @@ def _other_pipes(pid: int) -> list[Path]:
         ]
     except psutil.Error:
         return []
+
+
+def _is_dead(pipe: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        return connection.connect_ex(str(pipe)) == errno.ECONNREFUSED
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

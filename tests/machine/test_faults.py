@@ -198,3 +198,18 @@ def test_a_lost_bus_ends_the_broker_and_systemd_restarts_it(fresh_service: Servi
     until(lambda: service.machine.run("ooodd", "status").returncode == 0, PATIENCE, "the broker to be back")
     service.wait_idle()
     assert service.serves()
+
+
+@pytest.mark.parametrize("fault", ["abort", "about", "calc-visible"])
+def test_a_client_that_crashes_its_office_is_alone_in_that(service: Service, fault: str) -> None:
+    """Which of them crash depends on LibreOffice's build; the next client has an office in any case."""
+    service.configure("[pool]\nworkers = 2\n")
+    other, _ = service.holding_client()
+    client = service.client("crash.py", fault)
+    said, _ = client.communicate(timeout=PATIENCE)
+    client.release()
+    print(f"{fault}: {said.splitlines()[-1]}")
+    release(other)
+    assert other.returncode == 0
+    service.wait_idle()
+    assert service.serves()

@@ -175,6 +175,21 @@ def test_a_missing_office_is_told_and_its_return_is_found(service: Service) -> N
     assert len(starts) < 20, "a busy loop"
 
 
+def test_another_office_is_a_drop_in(service: Service) -> None:
+    """As with LibreOffice in /opt; here it is Debian's, by another path."""
+    service.configure("[pool]\nworkers = 1\n")
+    service.machine.run("ln", "-sfn", "/usr/lib/libreoffice", "/opt/another-office", check=True)
+    service.machine.put(OFFICE_DROP_IN, "[Service]\nEnvironment=OOODD_OFFICE=/opt/another-office/program\n")
+    service.machine.run("systemctl", "daemon-reload", check=True)
+    try:
+        pid = service.serves()
+        command = service.machine.read(f"/proc/{pid}/cmdline")
+        assert command.startswith("/opt/another-office/program/soffice.bin\0--headless\0")
+    finally:
+        service.machine.run("rm", OFFICE_DROP_IN, check=True)
+        service.machine.run("systemctl", "daemon-reload", check=True)
+
+
 def test_a_missing_polkit_rule_is_told_and_its_return_is_found(service: Service) -> None:
     machine = service.machine
     service.configure("[pool]\nworkers = 1\n")

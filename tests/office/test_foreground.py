@@ -108,9 +108,11 @@ def test_after_a_killed_broker_the_next_one_runs_in_the_same_place() -> None:
         it.wait_ready()
         it.end(signal.SIGKILL)
         assert (it.runtime / "control").exists()
+        (left,) = Path("/tmp").glob(f"OSL_PIPE_*_ooodd-{it.process.pid}-1-*")
         with Foreground(ONE, runtime=it.runtime) as other:
             other.wait_ready()
             assert "idle" in other.command("status")
+            assert not left.exists(), "the killed one's pipe is left"
 
 
 def test_without_an_office_it_says_so_and_tries_ever_more_seldom(tmp_path: Path) -> None:
