@@ -193,7 +193,7 @@ class UnitSupervisor:
         elif values.get("ActiveState", "active") != "active":
             number, office = self._offices.pop(path)
             service = self._service.pop(path, {})
-            self.lost(number, office, _reason(service), _describe(service, values["ActiveState"]))
+            self.lost(number, office, *_end(service, values["ActiveState"]))
 
 
 class _Job:
@@ -229,9 +229,12 @@ def unit_path(unit: str) -> str:
     return _UNIT_PREFIX + encoded
 
 
-def _reason(service: dict[str, Any]) -> Reason:
+def _end(service: dict[str, Any], state: str) -> tuple[Reason, str]:
+    """Tell a crash from an orderly end; a unit that is being stopped while its process runs is somebody's doing."""
+    if not service.get("ExecMainCode") and state == "deactivating":
+        return Reason.ENDED, "somebody stopped the unit"
     orderly = service.get("ExecMainCode") == _CLD_EXITED and service.get("ExecMainStatus") in ORDERLY_STATUSES
-    return Reason.ENDED if orderly else Reason.CRASHED
+    return Reason.ENDED if orderly else Reason.CRASHED, _describe(service, state)
 
 
 def _describe(service: dict[str, Any], otherwise: str) -> str:

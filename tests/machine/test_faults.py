@@ -126,6 +126,16 @@ def test_terminating_the_office_is_no_crash(service: Service) -> None:
     assert service.serves()
 
 
+def test_a_worker_that_an_administrator_stops_is_back_and_no_crash(service: Service) -> None:
+    service.configure("[pool]\nworkers = 1\n")
+    office = service.serves()
+    service.wait_idle()
+    service.machine.run("systemctl", "stop", "ooodd-worker@1.service", check=True)
+    until(lambda: service.status()["totals"]["recycled"] == 1, PATIENCE, "the worker to be replaced")
+    assert service.serves() != office
+    assert service.status()["totals"]["crashed"] == 0
+
+
 @pytest.mark.parametrize(
     "behaviour",
     ["garbage", "one-byte", "connect", "reset", "flood", "urp-flood", "lie", "half-close", "half-block", "never-reads"],

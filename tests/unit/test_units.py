@@ -366,6 +366,14 @@ async def test_an_office_that_is_lost_without_a_word_on_its_process_is_told_by_i
         assert it.lost == [(1, office, Reason.CRASHED, "failed")]
 
 
+async def test_a_unit_that_somebody_stops_is_no_crash() -> None:
+    async with world() as it:
+        office = await it.supervisor.start(1)
+        it.bus.send(changed(UNIT, "Unit", ActiveState=("s", "deactivating")))
+        await it.settled()
+        assert it.lost == [(1, office, Reason.ENDED, "somebody stopped the unit")]
+
+
 async def test_an_earlier_end_says_nothing_of_a_later_one() -> None:
     async with world() as it:
         await it.supervisor.start(1)
