@@ -190,6 +190,28 @@ def test_another_office_is_a_drop_in(service: Service) -> None:
         service.machine.run("systemctl", "daemon-reload", check=True)
 
 
+def test_an_office_that_asks_to_be_started_again_is(service: Service) -> None:
+    """Exit status 81, here until a file is there."""
+    machine = service.machine
+    service.configure("[pool]\nworkers = 1\n")
+    script = '#!/bin/sh\n[ -e /srv/go ] || exit 81\nexec /usr/lib/libreoffice/program/soffice.bin "$@"\n'
+    machine.put("/opt/again/soffice.bin", script, mode=0o755)
+    machine.put("/opt/again/versionrc", machine.read("/usr/lib/libreoffice/program/versionrc"))
+    machine.put(OFFICE_DROP_IN, "[Service]\nEnvironment=OOODD_OFFICE=/opt/again\n")
+    machine.run("systemctl", "daemon-reload", check=True)
+    try:
+        moment = machine.journal_moment()
+        service.start()
+        entry = machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
+        assert re.search(r"worker 1 can't be started: (exit status 81|ended at once)", entry["MESSAGE"])
+        machine.put("/srv/go", "")
+        service.wait_idle()
+        assert service.serves()
+    finally:
+        machine.run("rm", OFFICE_DROP_IN, check=True)
+        machine.run("systemctl", "daemon-reload", check=True)
+
+
 def test_a_missing_polkit_rule_is_told_and_its_return_is_found(service: Service) -> None:
     machine = service.machine
     service.configure("[pool]\nworkers = 1\n")

@@ -55,6 +55,8 @@ class Foreground:
         self.home = Path(tempfile.mkdtemp(prefix="of-"))
         self.temporary = self.home / "tmp"
         self.temporary.mkdir()
+        # A copy, for the user may be one that can't read the checkout.
+        shutil.copytree(SOURCE / "ooodd", self.home / "source" / "ooodd")
         self.runtime = runtime or self.home / "run"
         (self.home / "ooodd.toml").write_text(config)
         if user is not None:
@@ -71,6 +73,7 @@ class Foreground:
                 *("--office", office, "--runtime-directory", self.runtime),
             ],
             env={**self._environment(), "TMPDIR": str(self.temporary), "HOME": str(self.home)},
+            cwd=self.home,
             stderr=subprocess.PIPE,
             text=True,
             user=user,
@@ -142,7 +145,10 @@ class Foreground:
 
     def _environment(self) -> dict[str, str]:
         ours = ("LISTEN_FDS", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY")
-        return {**{name: value for name, value in os.environ.items() if name not in ours}, "PYTHONPATH": str(SOURCE)}
+        return {
+            **{name: value for name, value in os.environ.items() if name not in ours},
+            "PYTHONPATH": str(self.home / "source"),
+        }
 
     def _read(self) -> None:
         assert self.process.stderr is not None
