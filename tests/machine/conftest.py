@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Fixtures for tests on a booted machine: the package that is in dist/, the documents, the clients, and machines.
 
+``OOODD_TESTS_ROOT`` names another root directory for the machines, such as a Debian 13 from debootstrap with what the
+package and the clients need installed in it.
+
 ``OOODD_TESTS_SUBSET`` set to anything but "machine" leaves this directory's tests out. Without it they run, and where
 no machine can be booted the whole run fails and says why: a test that did not run is not a test that passed.
 """
@@ -22,6 +25,7 @@ from places import CLIENTS, CLIENTS_INSIDE, DOCUMENTS_INSIDE, PYTHON
 from service import Service
 
 TESTS = SOURCE_TREE / "tests"
+ROOT = Path(os.environ.get("OOODD_TESTS_ROOT", "/"))
 
 if os.environ.get("OOODD_TESTS_SUBSET", "machine") != "machine":
     collect_ignore_glob = ["test_*.py"]
@@ -31,7 +35,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """End the run before its first test if tests want a machine and there can be none."""
     here = Path(__file__).parent
     if not session.config.option.collectonly and any(here in item.path.parents for item in session.items):
-        reason = missing()
+        reason = missing(ROOT)
         if reason is not None:
             pytest.exit(f"no test machine can be booted here: {reason}", returncode=1)
 
@@ -120,7 +124,7 @@ def shared(documents: Path, built_clients: Path) -> dict[Path, str]:
 @pytest.fixture(scope="session")
 def machine(deb: Path, shared: dict[Path, str]) -> Iterator[Machine]:
     """One machine for the whole run, with the package installed. A test leaves it as it found it."""
-    with Machine.boot(share=shared) as booted:
+    with Machine.boot(ROOT, share=shared) as booted:
         booted.install(deb)
         yield booted
 
@@ -135,7 +139,7 @@ def fresh_machine(bare_machine: Machine, deb: Path) -> Machine:
 @pytest.fixture
 def bare_machine(shared: dict[Path, str]) -> Iterator[Machine]:
     """A machine of the test's own without the package."""
-    with Machine.boot(share=shared) as booted:
+    with Machine.boot(ROOT, share=shared) as booted:
         yield booted
 
 
