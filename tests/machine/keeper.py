@@ -161,10 +161,14 @@ class Keeper:
         return text.strip()
 
     def wait_end(self) -> None:
-        """Wait until the owner closes or dies, or the machine powers off."""
+        """Wait until the owner closes or dies, or the machine powers off.
+
+        Its systemd goes on to notify, of each reload for example, and PID 1 hangs if nobody reads what it says.
+        """
         assert self.machine is not None
         ended = os.pidfd_open(self.machine.pid)
-        select.select([sys.stdin, ended], [], [])
+        while select.select([sys.stdin, self.notify, ended], [], [])[0] == [self.notify]:
+            self.receive()
         os.close(ended)
 
     def close(self) -> None:
