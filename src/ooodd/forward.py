@@ -85,14 +85,15 @@ class Forwarding:
     def office_lost(self) -> None:
         """Take note that the office is gone. Its last bytes and its end of file are still passed on, within limits."""
         self._first = self._first or Side.OFFICE
-        self._set_linger()
+        if not self._done.done():
+            self._set_linger()
 
     def _client_ended(self, *, reset: bool) -> None:
         """End of file from the client: unless it was reset, it may still want its answers."""
         self._first = self._first or Side.CLIENT
         if reset:
             self._client_vanished()
-        else:
+        elif self._linger is None:
             self._linger = self._loop.call_later(HALF_CLOSED_LIMIT, self._check_half_closed, self._to_client.total)
 
     def _client_vanished(self) -> None:
