@@ -197,6 +197,25 @@ def test_a_killed_broker_is_restarted_and_serves(service: Service) -> None:
     assert offices == "2", "offices of the killed broker are left"
 
 
+def test_a_broker_that_hangs_is_ended_by_the_watchdog_and_restarted(fresh_service: Service) -> None:
+    service = fresh_service
+    short = "[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s\n"
+    service.machine.put("/etc/systemd/system/ooodd.service.d/watchdog.conf", short)
+    service.machine.run("systemctl", "daemon-reload", check=True)
+    assert service.serves()
+    moment = service.machine.journal_moment()
+    service.machine.run("systemctl", "kill", "-s", "STOP", "--kill-who=main", "ooodd.service", check=True)
+    until(
+        lambda: [
+            e for e in service.machine.journal("ooodd.service", after=moment) if "Watchdog timeout" in e["MESSAGE"]
+        ],
+        PATIENCE,
+        "the watchdog",
+    )
+    assert service.serves()
+    assert service.machine.run("pgrep", "-c", "-x", "soffice.bin").stdout.strip() == str(len(service.workers()))
+
+
 def test_a_lost_bus_ends_the_broker_and_systemd_restarts_it(fresh_service: Service) -> None:
     service = fresh_service
     service.configure("[pool]\nworkers = 1\n")
