@@ -36,11 +36,14 @@ async def _run(test: Awaitable[None]) -> None:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail a test that leaves a descriptor or a child."""
-    before = _descriptors()
+    before, children = _descriptors(), _children()
     yield
     assert _descriptors() == before, "descriptors left"
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert _children() == children, "children left"
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def _descriptors() -> dict[str, str]:
