@@ -184,7 +184,8 @@ class Broker:
                 return False
             client.early += data
             admitted = urp.is_opening(bytes(client.early[: urp.OPENING_SIZE]))
-        del self._silent[client.session]
+        if self._silent.pop(client.session, None) is None:  # hung up on meanwhile, though its bytes came yet
+            return False
         if not admitted:
             self._journal.log(messages.CLIENT_NOT_UNO, client=client.peer)
         return admitted

@@ -155,6 +155,18 @@ async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pyte
             assert await second.open() == HELLO
 
 
+async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> None:
+    async with world() as it, it.client() as client:
+        await it.settled(State.IDLE)
+        await it.until(lambda: it.broker.clients)
+        await client.send(OPENING)
+        it.broker._hang_up_on_the_most_silent()
+        assert await client.ended()
+        await it.until(lambda: not it.broker.clients)
+        assert it.broker.pool.totals.sessions == 0
+        assert it.journal.count(messages.INTERNAL_ERROR) == 0
+
+
 @pytest.mark.parametrize(
     "noise",
     [
