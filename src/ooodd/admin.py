@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import socket
-import struct
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from ooodd.broker import Broker
 from ooodd.errors import AdminError
+from ooodd.peer import credentials
 from ooodd.pool import Worker
 
 _SOCKET = "control"
@@ -133,7 +133,7 @@ class ControlSocket:
             writer.transport.abort()  # does nothing where all has been sent
 
     def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
-        if _peer_uid(connection) not in (0, os.geteuid()):
+        if credentials(connection).uid not in (0, os.geteuid()):
             return {"error": "only root and ooodd's own user may ask"}
         try:
             request = Request(**json.loads(line))
@@ -177,9 +177,3 @@ def _is_served(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    size = struct.calcsize("3i")
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return int(uid)

@@ -164,9 +164,7 @@ class _Direction:
     def stop(self) -> None:
         """Touch neither socket any more."""
         self._unwatch()
-        if self._pending is not None:
-            self._loop.remove_writer(self._sink)
-            self._pending = None
+        self._forget_pending()
 
     def end(self) -> None:
         """Give up the source; tell the sink that nothing more comes."""
@@ -177,8 +175,7 @@ class _Direction:
         """Go on to receive, for the end of file, but keep nothing."""
         self._drop = True
         if self._pending is not None:
-            self._loop.remove_writer(self._sink)
-            self._pending = None
+            self._forget_pending()
             self._watch()
 
     def _readable(self) -> bool:
@@ -220,6 +217,12 @@ class _Direction:
         self._pending = memoryview(data)
         self._loop.add_writer(self._sink, self._writable)
 
+    def _forget_pending(self) -> None:
+        """Keep nothing for the sink any more."""
+        if self._pending is not None:
+            self._loop.remove_writer(self._sink)
+            self._pending = None
+
     def _writable(self) -> None:
         assert self._pending is not None
         try:
@@ -227,16 +230,14 @@ class _Direction:
         except BlockingIOError:
             return
         except OSError:
-            self._loop.remove_writer(self._sink)
-            self._pending = None
+            self._forget_pending()
             self._watch()
             self._lose_sink()
             return
         if sent < len(self._pending):
             self._pending = self._pending[sent:]
             return
-        self._loop.remove_writer(self._sink)
-        self._pending = None
+        self._forget_pending()
         self._watch()
 
     def _watch(self) -> None:

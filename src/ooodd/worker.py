@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ooodd.errors import StartError, WorkerHungError, WorkerLostError, describe
+from ooodd.peer import credentials
 from ooodd.pool import Reason
 
 _Result = TypeVar("_Result")
@@ -26,7 +26,7 @@ PIPE_NAME = "uno"
 # The pipe appears when the office is ready; nothing else tells it, so try to connect, ever less often, in seconds.
 _FIRST_TRY = 0.005
 _LAST_TRY = 0.1
-# An office that lives greets within a millisecond. DESIGN: up to 1.5 s while a big sheet loads.
+# An office that lives greets within a millisecond; one that loads a big sheet was seen to take up to 1.5 s.
 GREETING_LIMIT = 5.0
 
 # Exit statuses of an office that are no fault: a client terminated it, SIGTERM, "start me again".
@@ -72,9 +72,7 @@ class Office:
         yield self.pipe_directory / f"OSL_PIPE_{self.pipe_name}"
 
     def _verify(self, connection: socket.socket) -> None:
-        """Of a unix socket the kernel tells who called listen(2), see SO_PEERCRED in unix(7)."""
-        size = struct.calcsize("3i")
-        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        pid = credentials(connection).pid
         if pid != self.pid:
             raise WorkerLostError(f"the pipe of {self.unit} belongs to process {pid}, not to its office, {self.pid}")
 

@@ -20,6 +20,7 @@ from ooodd import admin
 from ooodd.admin import ControlSocket
 from ooodd.config import Config
 from ooodd.errors import AdminError
+from ooodd.peer import Credentials
 from ooodd.pool import State
 from ooodd.table import table
 from test_broker import World, world
@@ -246,7 +247,7 @@ def answering() -> list[str]:
 
 async def test_a_stranger_may_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     async with controlled() as (it, directory):
-        monkeypatch.setattr(admin, "_peer_uid", lambda _: 65534)
+        monkeypatch.setattr(admin, "credentials", lambda _: Credentials(pid=1, uid=65534, gid=65534))
         for command in ("status", "stop"):
             with pytest.raises(AdminError, match=r"^only root and ooodd's own user may ask$"):
                 await ask(directory, command)
