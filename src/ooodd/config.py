@@ -12,9 +12,10 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli
 from pydantic import BaseModel, Field, ValidationError
@@ -24,7 +25,7 @@ from ooodd.errors import ConfigError
 DEFAULT_PATH = Path("/etc/ooodd/ooodd.toml")
 
 # Seconds per unit, as systemd.time(7) spells them.
-_UNITS = {
+_TIMES = {
     **dict.fromkeys(("us", "usec", "µs"), 1e-6),
     **dict.fromkeys(("ms", "msec"), 1e-3),
     **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1.0),
@@ -35,25 +36,72 @@ _UNITS = {
 }
 _SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)")
 
-# Keys whose function comes with a later version. Naming one is an error, for what it asks for would not happen.
-_LATER = {
-    "pool": {
-        "min_workers",
-        "spare_workers",
-        "max_age",
-        "max_memory",
-        "idle_timeout",
-        "probe_interval",
-        "probe_timeout",
-        "preload",
-    },
-    "queue": {"max_per_host"},
-    "session": {"timeout", "idle_timeout"},
-    "access": {"allowed_hosts", "allowed_users"},
-}
+# Bytes per unit, as systemd.resource-control(5) has them for MemoryMax=.
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)\s*")
 
+# Keys whose function comes with a later version. Naming one is an error, for what it asks for would not happen.
+_LATER = {"pool": {"preload"}, "access": {"allowed_hosts", "allowed_users"}}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a time span in systemd's notation ("90s", "1h 30min"); `ValueError` if it isn't one."""
+    total, position = 0.0, 0
+    while match := _SPAN.match(text, position):
+        number, unit = match.groups()
+        if unit not in _TIMES:
+            raise ValueError(f'unknown unit "{unit}" in "{text}"')
+        total, position = total + float(number) * _TIMES[unit], match.end()
+    if not position or text[position:].strip():
+        raise ValueError(f'"{text}" is no duration such as "90s" or "5min"')
+    return total
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size in systemd's notation ("512M", "1.5G"); `ValueError` if it isn't one."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise ValueError(f'"{text}" is no size such as "512M" or "1G"')
+    number, unit = match.groups()
+    return int(min(float(number) * _SIZES[unit], 2.0**63))  # what is above is infinite as a float, and no size either
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a key with a unit is written; stands in the annotation of its field, which holds seconds or bytes."""
+
+    parse: Callable[[str], float]
+    words: str
+    numbers: tuple[type, ...]  # what is taken without quotes
+    units: dict[str, int]  # largest first, to show a bound
+    unlimited: bool = False  # "infinity" is taken too, and is None
+
+    def read(self, value: object) -> float | None:
+        """Return what a value of TOML stands for; `ValueError` if it isn't of this kind."""
+        if value == "infinity" and self.unlimited:
+            return None
+        if isinstance(value, str) and value != "infinity":
+            return self.parse(value)
+        if isinstance(value, int | float) and type(value) in self.numbers and 0 <= value < math.inf:
+            return min(value, 1 << 63)  # not to be beyond a float
+        raise ValueError(f"must be {self.words}, not {_toml(value)}")
+
+    def show(self, bound: float) -> str:
+        """Write a bound of seconds or bytes as short as it can be."""
+        unit = next((unit for unit, size in self.units.items() if bound % size == 0), "s")
+        return f"{bound / self.units.get(unit, 1):.15g}{unit}"
+
+
+_TIME = Quantity(parse_duration, 'a duration such as "90s"', (int, float), {"d": 86400, "h": 3600, "min": 60, "s": 1})
+_MEMORY = Quantity(parse_size, 'a size such as "1G"', (int,), dict(reversed(_SIZES.items())))
+
+# The kinds of keys that aren't plain numbers or one of some words. Those with a None can be "infinity".
+Seconds = Annotated[float, _TIME]
+SecondsOrNone = Annotated[float | None, replace(_TIME, words=f'{_TIME.words} or "infinity"', unlimited=True)]
+BytesOrNone = Annotated[int | None, replace(_MEMORY, words=f'{_MEMORY.words} or "infinity"', unlimited=True)]
 
 _DEFAULT_JITTER = 3
+_YEAR = 365 * 86400.0
 
 
 def _default_workers() -> int:
@@ -62,19 +110,36 @@ def _default_workers() -> int:
 
 
 class PoolSection(BaseModel, extra="forbid"):
-    """`[pool]`: how many offices, and how long each lives. Times in seconds."""
+    """`[pool]`: how many offices, how long each lives, and how it is looked at."""
 
     workers: int = Field(default_factory=_default_workers, ge=1, le=1000)
+    min_workers: int = Field(default=1, ge=0, le=1000)
+    spare_workers: int = Field(default=1, ge=0, le=1000)
     max_uses: int = Field(default=10, ge=1, le=1_000_000)
     max_uses_jitter: int = Field(default=_DEFAULT_JITTER, ge=0, le=1_000_000)
-    start_timeout: float = Field(default=60.0, ge=1.0, le=3600.0)
+    max_age: SecondsOrNone = Field(default=None, ge=1.0, le=_YEAR)
+    max_memory: BytesOrNone = Field(default=1 << 30, ge=64 << 20, le=1 << 50)
+    start_timeout: Seconds = Field(default=60.0, ge=1.0, le=3600.0)
+    idle_timeout: SecondsOrNone = Field(default=600.0, ge=1.0, le=_YEAR)
+    probe_interval: SecondsOrNone = Field(default=60.0, ge=1.0, le=86400.0)
+    probe_timeout: Seconds = Field(default=5.0, ge=0.1, le=600.0)
 
 
 class QueueSection(BaseModel, extra="forbid"):
-    """`[queue]`: how many clients may wait for an office, and how long (seconds)."""
+    """`[queue]`: how many clients may wait for an office, and how long; `max_per_host` None has no limit."""
 
     max_clients: int = Field(default=1000, ge=0, le=100_000)
-    timeout: float = Field(default=600.0, ge=1.0, le=86400.0)
+    max_per_host: int | None = Field(default=None, ge=1, le=100_000)
+    timeout: Seconds = Field(default=600.0, ge=1.0, le=86400.0)
+
+
+class SessionSection(BaseModel, extra="forbid"):
+    """`[session]`: how long a client may keep its office, and how long an office may go on without its client."""
+
+    timeout: SecondsOrNone = Field(default=None, ge=1.0, le=_YEAR)
+    idle_timeout: SecondsOrNone = Field(default=None, ge=1.0, le=_YEAR)
+    grace: Seconds = Field(default=10.0, ge=0.0, le=3600.0)
+    drain_timeout: Seconds = Field(default=30.0, ge=0.0, le=86400.0)
 
 
 class DataPathSection(BaseModel, extra="forbid"):
@@ -94,27 +159,13 @@ class Config(BaseModel, extra="forbid"):
 
     pool: PoolSection = Field(default_factory=PoolSection)
     queue: QueueSection = Field(default_factory=QueueSection)
+    session: SessionSection = Field(default_factory=SessionSection)
     data_path: DataPathSection = Field(default_factory=DataPathSection)
     log: LogSection = Field(default_factory=LogSection)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the values in force, section by section, for `ooodd status --json`."""
+        """Return the values in force, section by section, for `ooodd status --json`; None is no limit."""
         return {section: dict(getattr(self, section)) for section in Config.__annotations__}
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of a time span in systemd's notation ("90s", "1h 30min"); `ValueError` if it isn't one."""
-    total, position = 0.0, 0
-    while match := _SPAN.match(text, position):
-        number, unit = match.groups()
-        if unit not in _UNITS:
-            msg = f'unknown unit "{unit}" in "{text}"'
-            raise ValueError(msg)
-        total, position = total + float(number) * _UNITS[unit], match.end()
-    if not position or text[position:].strip():
-        msg = f'"{text}" is no duration such as "90s" or "5min"'
-        raise ValueError(msg)
-    return total
 
 
 def load(path: Path | None = None) -> Config:
@@ -158,11 +209,11 @@ def parse(text: str, source: str) -> Config:
 
 
 def _prepare(document: dict[str, Any]) -> Iterator[str]:
-    """Turn durations into seconds in place; yield a problem for each unknown, later or wrongly typed key."""
+    """Turn durations and sizes into numbers in place; yield a problem for each unknown, later or wrongly typed key."""
     sections = Config.__annotations__
     for section, values in document.items():
         if section not in sections and section not in _LATER:
-            yield _unknown(section, [*sections, *_LATER], "section")
+            yield _unknown("", section, [*sections, *_LATER], "section")
         elif not isinstance(values, dict):
             yield f"{section}: must be a section, [{section}]"
         elif section not in sections and not values:
@@ -179,16 +230,20 @@ def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], v
         setting = f'{place} = "{value}"' if place == "data_path.mode" else place
         yield f"{setting}: not supported yet; remove it"
     elif key not in keys:
-        yield _unknown(place, [f"{section}.{known}" for known in (*keys, *_LATER.get(section, ()))], "key")
-    elif keys[key] is int and type(value) is not int:
-        yield f"{place}: must be a whole number without quotes, not {_toml(value)}"
-    elif keys[key] is float:  # every float of the configuration is a duration
+        yield _unknown(f"{section}.", key, [*keys, *_LATER.get(section, ())], "key")
+    elif quantity := _quantity(keys[key]):
         try:
-            values[key] = float(value) if _is_seconds(value) else parse_duration(_string(value))
-        except (ValueError, OverflowError) as error:
+            values[key] = quantity.read(value)
+        except ValueError as error:
             yield f"{place}: {error}"
+    elif int in (keys[key], *get_args(keys[key])) and type(value) is not int:
+        yield f"{place}: must be a whole number without quotes, not {_toml(value)}"
     elif get_origin(keys[key]) is Literal and value not in get_args(keys[key]):
         yield f"{place}: must be one of {', '.join(map(_toml, get_args(keys[key])))}, not {_toml(value)}"
+
+
+def _quantity(annotation: object) -> Quantity | None:
+    return next((part for part in get_args(annotation) if isinstance(part, Quantity)), None)
 
 
 def _fit_jitter(document: dict[str, Any]) -> None:
@@ -205,17 +260,9 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"pool.max_uses_jitter: must be below pool.max_uses ({pool.max_uses}), not {pool.max_uses_jitter}; "
             "lower it or raise max_uses"
         )
-
-
-def _is_seconds(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        msg = f'must be a duration such as "90s", not {_toml(value)}'
-        raise ValueError(msg)  # noqa: TRY004 - one kind of error for its one caller
-    return value
+    for key in ("min_workers", "spare_workers"):
+        if (count := getattr(pool, key)) > pool.workers:
+            yield f"pool.{key}: must be at most pool.workers ({pool.workers}), not {count}; lower it or raise workers"
 
 
 def _toml(value: object) -> str:
@@ -232,9 +279,9 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _unknown(place: str, known: list[str], what: str) -> str:
-    close = difflib.get_close_matches(place, known, n=1)
-    return f"{place}: unknown {what}" + (f"; did you mean {close[0]}?" if close else "")
+def _unknown(prefix: str, name: str, known: list[str], what: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{prefix}{name}: unknown {what}" + (f"; did you mean {prefix}{close[0]}?" if close else "")
 
 
 def _describe(location: tuple[int | str, ...], message: str, context: dict[str, Any] | None) -> str:
@@ -246,5 +293,11 @@ def _describe(location: tuple[int | str, ...], message: str, context: dict[str, 
             bound = limits[limit]
             if limit == "limit_value":  # pydantic 1 tells the direction in the message only
                 words = "at least" if "greater" in message else "at most"  # noqa: PLW2901
-            return f"{place}: must be {words} {bound:.15g}"
+            return f"{place}: must be {words} {_show(place, bound)}"
     return f"{place}: {message}"
+
+
+def _show(place: str, bound: float) -> str:
+    section, _, key = place.partition(".")
+    quantity = _quantity(Config.__annotations__[section].__annotations__.get(key))
+    return quantity.show(bound) if quantity else f"{bound:.15g}"
