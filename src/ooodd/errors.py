@@ -62,6 +62,18 @@ class WorkerHungError(WorkerLostError):
     code = "worker-hung"
 
 
+class ProtocolError(OooddError):
+    """What came over a connection is no URP, or not what a UNO client or an office says at that place."""
+
+    code = "protocol"
+
+
+class NoDescriptorError(OooddError):
+    """The process has no file descriptor left, or the machine none."""
+
+    code = "no-descriptor"
+
+
 class AdminError(OooddError):
     """The running broker can't be reached, or refuses the request."""
 

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The wire format of the UNO Remote Protocol: blocks, messages, and the few kinds of values that ooodd exchanges.
+
+A stream is a row of blocks; a block is its size, its number of messages, and the messages. A message is a request or a
+reply, and ends where its last value does: only who knows the method's signature can tell where, so whoever reads a
+message has to read it to its end, with `Reader`'s methods, or give up. A type, an object's id or a thread's id stands
+in full, or is a number that the same direction of the same connection has given to it before: hence one `Reader` for
+each direction. A request can leave out what it has in common with the one before.
+
+What is written here never uses such numbers, nor leaves anything out: a conversation of ooodd's is too short to gain by
+it. Sources: "UNO Remote Protocol" specification; LibreOffice's binaryurp/source/unmarshal.cxx, reader.cxx, cache.hxx;
+com/sun/star/lib/uno/protocols/urp for Java.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ooodd.errors import ProtocolError
+
+_Id = TypeVar("_Id", str, bytes)
+
+# A UNO client's first block is some hundred bytes, and so are an office's answers to ooodd. What names more than this
+# is neither, whatever it is.
+MOST_BYTES = 64 * 1024
+MOST_MESSAGES = 64
+
+# Size, without these 8 bytes, and number of messages.
+HEADER = struct.Struct(">II")
+
+# Flags of a message. With LONG clear it is a request, and the other bits are the function's number.
+LONG = 0x80
+REQUEST = 0x40
+_NEW_TYPE = 0x20  # of a request
+_EXCEPTION = 0x20  # of a reply
+_NEW_OID = 0x10
+_NEW_TID = 0x08
+FUNCTION_16 = 0x04
+MORE_FLAGS = 0x01
+# The only second byte of flags there is: an answer is wanted, even from a oneway method.
+_MUST_REPLY = 0xC0
+# In a short header: the number's other 8 bits follow.
+_FUNCTION_14 = 0x40
+FIRST_REQUEST = LONG | REQUEST | _NEW_TYPE | _NEW_OID | _NEW_TID
+
+# Functions that every interface has; its own begin at 3.
+QUERY_INTERFACE = 0
+RELEASE = 2
+
+# com.sun.star.uno.TypeClass: those that have names here, and the bit of a name that is not abbreviated.
+_VOID = 0
+_EXCEPTION_CLASS = 19
+_INTERFACE_CLASS = 22
+_IN_FULL = 0x80
+
+# The caches of binaryurp and of Java have so many places; an index of all ones is none.
+_CACHE_SIZE = 256
+_NO_INDEX = 0xFFFF
+_NOT_CACHED = b"\xff\xff"
+# A length up to this takes a byte, and a longer one this byte and four.
+_LONG_LENGTH = 0xFF
+
+# How much of what the other side said is worth a message, in characters.
+_MOST_SHOWN = 300
+
+# The object by which both sides agree on properties of the protocol. There is one: whether a request carries the
+# caller's current context. Each of binaryurp, Java and ooodd wants it, and ooodd's context is always null.
+_PROPERTIES_OID = "UrpProtocolProperties"
+_PROPERTIES_TYPE = "com.sun.star.bridge.XProtocolProperties"
+_REQUEST_CHANGE = 4
+_COMMIT_CHANGE = 5
+_CURRENT_CONTEXT = "CurrentContext"
+
+
+class Blocks:
+    """Cuts what is received into blocks. It keeps what is not yet a whole one, which is bounded by a block's limit."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._messages = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield each block that `data` completes: its number of messages, and its content.
+
+        Raises `ProtocolError` as soon as a header is complete that names no byte, no message, or more of them than a
+        conversation of ooodd's has: in the block, or with all messages before.
+        """
+        self._kept += data
+        while len(self._kept) >= HEADER.size:
+            size, messages = HEADER.unpack_from(self._kept)
+            if not (0 < size <= MOST_BYTES and 0 < messages <= MOST_MESSAGES - self._messages):
+                raise ProtocolError(f"a block of {size} bytes with {messages} messages, after {self._messages} others")
+            end = HEADER.size + size
+            if len(self._kept) < end:
+                return
+            block = bytes(self._kept[HEADER.size : end])
+            del self._kept[:end]
+            self._messages += messages
+            yield messages, block
+
+
+@dataclass(frozen=True)
+class Request:
+    """The head of a request. Its values follow, after the current context if that is agreed on."""
+
+    function: int
+    type: str
+    oid: str
+    tid: bytes
+
+    @property
+    def of_protocol(self) -> bool:
+        """Whether it is about properties of the protocol. Such a one never carries a current context."""
+        return self.oid == _PROPERTIES_OID and self.type == _PROPERTIES_TYPE
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The head of a reply. Its values follow: an exception, or what the method returns."""
+
+    tid: bytes
+    is_exception: bool
+
+
+class Reader:
+    """Reads the messages of one direction of a connection. Each method raises `ProtocolError` for what can't be."""
+
+    def __init__(self) -> None:
+        self._block = b""
+        self._position = 0
+        self._types: dict[int, str] = {}
+        self._oids: dict[int, str] = {}
+        self._tids: dict[int, bytes] = {}
+        # What a message leaves out is as in the one before.
+        self._type = ""
+        self._oid = ""
+        self._tid = b""
+
+    def begin(self, block: bytes) -> None:
+        """Go on with the content of the next block."""
+        self._block = block
+        self._position = 0
+
+    def end(self) -> None:
+        """See that the block has been read to its end."""
+        if self._position != len(self._block):
+            raise ProtocolError(f"{len(self._block) - self._position} bytes after the last message of a block")
+
+    def message(self) -> Request | Reply:
+        """Read the head of the next message."""
+        flags = self.number(1)
+        if not flags & LONG:
+            low = self.number(1) if flags & _FUNCTION_14 else None
+            return self._request(0, flags if low is None else (flags & ~_FUNCTION_14) << 8 | low)
+        if not flags & REQUEST:
+            self._read_tid(flags)
+            return Reply(self._tid, bool(flags & _EXCEPTION))
+        if flags & MORE_FLAGS and self.number(1) != _MUST_REPLY:
+            raise ProtocolError("a request with unknown flags")
+        return self._request(flags, self.number(2 if flags & FUNCTION_16 else 1))
+
+    def _request(self, flags: int, function: int) -> Request:
+        if flags & _NEW_TYPE:
+            self._type = self._type_of(_INTERFACE_CLASS)
+        if flags & _NEW_OID:
+            self._oid = self.oid()
+        self._read_tid(flags)
+        if not (self._type and self._oid):
+            raise ProtocolError("a request that doesn't name its object")
+        return Request(function, self._type, self._oid, self._tid)
+
+    def _read_tid(self, flags: int) -> None:
+        if flags & _NEW_TID:
+            tid = self._bytes(self._length())
+            self._tid = self._known(self._tids, self._index(), tid)
+        if not self._tid:
+            raise ProtocolError("a message that doesn't name its thread")
+
+    def number(self, size: int) -> int:
+        """Read an unsigned number of `size` bytes."""
+        return int.from_bytes(self._bytes(size), "big")
+
+    def boolean(self) -> bool:
+        """Read a boolean."""
+        value = self.number(1)
+        if value > 1:
+            raise ProtocolError(f"a boolean of {value}")
+        return value == 1
+
+    def text(self) -> str:
+        """Read a string."""
+        try:
+            return self._bytes(self._length()).decode()
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"a string that is no UTF-8: {error.reason}") from error
+
+    def oid(self) -> str:
+        """Read a reference to an object: its id, empty for a null reference."""
+        oid = self.text()
+        return self._known(self._oids, self._index(), oid)
+
+    def any_oid(self) -> str:
+        """Read an any that is void or a reference to an object: its id, empty for a void or null one."""
+        if self._peek() == _VOID:
+            return self._void()
+        self._type_of(_INTERFACE_CLASS)
+        return self.oid()
+
+    def exception(self) -> str:
+        """Read an exception up to its message, and no further, for the rest is its own; return type and message."""
+        name = self._type_of(_EXCEPTION_CLASS)
+        return shown(f"{name}: {self.text()}")
+
+    def properties(self) -> list[str]:
+        """Read names of properties of the protocol. None that is known has a value."""
+        names = []
+        for _ in range(self._length()):
+            names.append(self.text())
+            self._void()
+        return names
+
+    def _void(self) -> str:
+        if self.number(1) != _VOID:
+            raise ProtocolError("a value where there is none")
+        return ""
+
+    def _type_of(self, wanted: int) -> str:
+        """Read a type that is of a class that has names; return its name."""
+        flags = self.number(1)
+        if flags & ~_IN_FULL != wanted:
+            raise ProtocolError(f"a type of class {flags & ~_IN_FULL}, not {wanted}")
+        index = self._index()
+        name = self._known(self._types, index, self.text() if flags & _IN_FULL else "")
+        if not name:
+            raise ProtocolError("a type without a name")
+        return name
+
+    def _known(self, cache: dict[int, _Id], index: int, given: _Id) -> _Id:
+        """Return what is given, and remember it; or what is remembered, if nothing is given."""
+        if index == _NO_INDEX:
+            return given
+        if given:
+            cache[index] = given
+        if index not in cache:
+            raise ProtocolError(f"number {index} stands for nothing")
+        return cache[index]
+
+    def _index(self) -> int:
+        index = self.number(2)
+        if index >= _CACHE_SIZE and index != _NO_INDEX:
+            raise ProtocolError(f"number {index} is out of range")
+        return index
+
+    def _length(self) -> int:
+        length = self.number(1)
+        return self.number(4) if length == _LONG_LENGTH else length
+
+    def _peek(self) -> int:
+        value = self.number(1)
+        self._position -= 1
+        return value
+
+    def _bytes(self, count: int) -> bytes:
+        begin, self._position = self._position, self._position + count
+        if self._position > len(self._block):
+            raise ProtocolError("a block that ends within a message")
+        return self._block[begin : self._position]
+
+
+def shown(text: str) -> str:
+    """Return what the other side said as fits into a message: it may be long, or try to look like another message."""
+    return "".join(char if char.isprintable() else "?" for char in text[:_MOST_SHOWN])
+
+
+def accept_property(request: Request, reader: Reader) -> bytes:
+    """Read the values of a request that is about properties of the protocol, and return the reply, as a block.
+
+    It gives way: to a requestChange the answer is 1, the other side may choose, and to its choice, commitChange, void.
+    `commits` tells which it was. `ProtocolError` if the choice is none that is known.
+    """
+    if request.function == _REQUEST_CHANGE:
+        reader.number(4)
+        return reply(request.tid, struct.pack(">i", 1))
+    if not commits(request) or reader.properties() != [_CURRENT_CONTEXT]:
+        raise ProtocolError("properties of the protocol that are unknown")
+    return reply(request.tid, b"")
+
+
+def commits(request: Request) -> bool:
+    """Whether a request that is about properties commits a change: what is sent after the reply has to follow it."""
+    return request.function == _COMMIT_CHANGE
+
+
+def request(function: int, type_name: str, oid: str, tid: bytes, values: bytes) -> bytes:
+    """Return a block with a request. Its current context, null, is part of it."""
+    head = bytes([FIRST_REQUEST, function])
+    return _block(head, interface_type(type_name), reference(oid), _sized(tid), _NOT_CACHED, reference(""), values)
+
+
+def reply(tid: bytes, values: bytes) -> bytes:
+    """Return a block with a reply."""
+    return _block(bytes([LONG | _NEW_TID]), _sized(tid), _NOT_CACHED, values)
+
+
+def exception_reply(tid: bytes, type_name: str, message: str) -> bytes:
+    """Return a block with an exception that has a message and no context, and of its own nothing."""
+    values = _named_type(_EXCEPTION_CLASS, type_name) + text(message) + reference("")
+    return _block(bytes([LONG | _EXCEPTION | _NEW_TID]), _sized(tid), _NOT_CACHED, values)
+
+
+def text(value: str) -> bytes:
+    """Return a string; what has no UTF-8 is replaced."""
+    return _sized(value.encode(errors="replace"))
+
+
+def reference(oid: str) -> bytes:
+    """Return a reference to an object, a null one for an empty id."""
+    return text(oid) + _NOT_CACHED
+
+
+def interface_type(name: str) -> bytes:
+    """Return the type of an interface."""
+    return _named_type(_INTERFACE_CLASS, name)
+
+
+def _named_type(type_class: int, name: str) -> bytes:
+    return bytes([type_class | _IN_FULL]) + _NOT_CACHED + text(name)
+
+
+def _sized(value: bytes) -> bytes:
+    size = len(value)
+    return (bytes([size]) if size < _LONG_LENGTH else struct.pack(">BI", _LONG_LENGTH, size)) + value
+
+
+def _block(*parts: bytes) -> bytes:
+    message = b"".join(parts)
+    return HEADER.pack(len(message), 1) + message
