@@ -37,18 +37,18 @@ class BusRefusalError(BusError):
 
 
 class Bus:
-    """One connection. Its owner calls `close`; after `lost` is done nothing but `close` is of use."""
+    """One connection. Its owner calls `close`; after `lost` is done, with the reason, only `close` is of use."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take an authenticated connection; `connect` makes one."""
         self._reader = reader
         self._writer = writer
         self._parser = Parser()
-        self._why = "closed"
+        self._why = "closed by the bus"
         self._serials = count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._on_signal: Callable[[str, str, tuple[Any, ...]], None] = lambda *_: None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._receiver = asyncio.create_task(self._receive(), name="bus")
 
     @classmethod
@@ -75,7 +75,7 @@ class Bus:
         Raises `BusRefusalError` for an error reply, `BusError` if no reply came `within` seconds or the bus is lost.
         """
         if self.lost.done():
-            raise self._lost_error()
+            raise self.lost_error()
         serial = next(self._serials)
         reply = self._calls[serial] = asyncio.get_running_loop().create_future()
         try:
@@ -101,14 +101,20 @@ class Bus:
         """Set who gets each signal, as (object path, member, body), in the order of arrival."""
         self._on_signal = handler
 
+    def lost_error(self) -> BusError:
+        """Return what whoever needs the bus is told once it is lost."""
+        return BusError(f"the connection to the system message bus is lost ({self._why})", _HINT)
+
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, if it isn't yet; calls under way fail. Nothing can make it wait."""
+        if not self.lost.done():
+            self._why = "closed"
         self._receiver.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._receiver
-        self._writer.close()
+        self._writer.transport.abort()  # what is not written yet, nobody waits for
+        await asyncio.wait([self._receiver])
         with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+            # Whoever is cancelled while it waits for a stream's end takes it away from all others.
+            await asyncio.shield(self._writer.wait_closed())
 
     async def _receive(self) -> None:
         try:
@@ -133,12 +139,9 @@ class Bus:
     def _lose(self) -> None:
         for call in self._calls.values():
             if not call.done():
-                call.set_exception(self._lost_error())
+                call.set_exception(self.lost_error())
         if not self.lost.done():
-            self.lost.set_result(None)
-
-    def _lost_error(self) -> BusError:
-        return BusError(f"the connection to the system message bus is lost ({self._why})", _HINT)
+            self.lost.set_result(self._why)
 
 
 async def _authenticate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

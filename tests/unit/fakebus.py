@@ -28,12 +28,14 @@ GARBAGE = b"\xff" * 64
 class FakeBus:
     """One bus; what was called, and what is to go wrong."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, path: Path) -> None:
         self.calls: list[str] = []
         self.faults: dict[str, str] = {}
         # What the authentication is answered, less the end of the line; None for nothing.
         self.welcome: bytes | None = b"OK 0123456789abcdef0123456789abcdef"
         self._answer = answer
+        self._path = path
+        self._server: asyncio.Server | None = None
         self._serials = count(1)
         self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,6 +53,17 @@ class FakeBus:
         """Close every connection."""
         for client in self._clients:
             client.close()
+
+    async def appear(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_unix_server(self.serve, self._path)
+
+    def vanish(self) -> None:
+        """Close every connection, and be nowhere until `appear`."""
+        assert self._server is not None
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+        self.hang_up()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection's life."""
@@ -128,10 +141,10 @@ async def fake_bus(answer: Answer = echo) -> AsyncIterator[FakeBus]:
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         path = Path(directory) / "bus"
         patch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={path}")
-        bus = FakeBus(answer)
-        server = await asyncio.start_unix_server(bus.serve, path)
+        bus = FakeBus(answer, path)
+        await bus.appear()
         try:
             yield bus
         finally:
-            server.close()
+            bus.vanish()
             await bus.end()

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from jeepney import DBusAddress, HeaderFields, Message, new_error, new_signal
 from fakebus import FakeBus, fake_bus, reply
 from fakes import until
 from ooodd import units
+from ooodd.actions import Reason
 from ooodd.errors import BusError, OooddError, StartError
-from ooodd.pool import Reason
 from ooodd.units import UnitSupervisor, unit_path
 from ooodd.worker import Office
 
@@ -24,7 +25,12 @@ MANAGER = DBusAddress("/org/freedesktop/systemd1", SYSTEMD, f"{SYSTEMD}.Manager"
 UNIT = "ooodd-worker@1.service"
 EXITED, KILLED = 1, 2
 SIGNATURES = {"MainPID": "u", "UID": "u", "Result": "s", "ExecMainCode": "i", "ExecMainStatus": "i"}
-SIGNATURES["ExecStartPre"] = "a(sasbttttuii)"
+SIGNATURES |= {"ExecStartPre": "a(sasbttttuii)", "ActiveState": "s", "Job": "(uo)", "JobType": "s"}
+OWN_PATH = "/org/freedesktop/systemd1/unit/ooodd_2eservice"
+
+
+# What systemd says of an office that was killed.
+DEAD = {"MainPID": 0, "ExecMainCode": KILLED, "ExecMainStatus": 9, "Result": "signal", "ActiveState": "failed"}
 
 
 @dataclass
@@ -32,7 +38,7 @@ class FakeManager:
     """systemd's manager, as far as it is asked: every job ends as `result`."""
 
     result: str = "done"
-    # What the properties of the service say.
+    # What the properties of every unit say.
     service: dict[str, object] = field(
         default_factory=lambda: {
             "MainPID": 4711,
@@ -41,9 +47,14 @@ class FakeManager:
             "ExecMainCode": 0,
             "ExecMainStatus": 0,
             "ExecStartPre": [new_profile(0)],
+            "ActiveState": "active",
+            "Job": (0, "/"),
         }
     )
-    loaded: list[str] = field(default_factory=list)
+    # What those of one thing say instead, by object path.
+    special: dict[str, dict[str, object]] = field(default_factory=dict)
+    # The workers that are loaded, as (unit, ActiveState, SubState).
+    loaded: list[tuple[str, str, str]] = field(default_factory=list)
     # What was asked, as (method, unit, mode).
     jobs: list[tuple[str, ...]] = field(default_factory=list)
     # Put the job's end before the reply to the call that asked for it.
@@ -58,12 +69,17 @@ class FakeManager:
             case "Subscribe":
                 return [reply(call)]
             case "ListUnitsByPatterns":
-                assert call.body == (["active", "activating", "deactivating"], ["ooodd-worker@*.service"])
-                return [reply(call, "a(ssssssouso)", [listed(name) for name in self.loaded])]
+                assert call.body == ([], ["ooodd-worker@*.service"])
+                return [reply(call, "a(ssssssouso)", [listed(*unit) for unit in self.loaded])]
+            case "GetUnitByPID":
+                assert call.body == (os.getpid(),)
+                return [reply(call, "o", OWN_PATH)]
             case "Get":
                 interface, name = call.body
-                assert interface == f"{SYSTEMD}.Service"
-                answer = reply(call, "v", (SIGNATURES[name], self.service[name]))
+                at = {"ActiveState": "Unit", "Job": "Unit", "JobType": "Job"}.get(name, "Service")
+                assert interface == f"{SYSTEMD}.{at}"
+                properties = self.service | self.special.get(call.header.fields[HeaderFields.path], {})
+                answer = reply(call, "v", (SIGNATURES[name], properties[name]))
                 self.ends_after -= 1
                 return [answer, *self._end()] if self.ends_after == 0 else [answer]
             case "RestartUnit" | "StopUnit" as method:
@@ -71,7 +87,7 @@ class FakeManager:
         return [new_error(call, "org.freedesktop.DBus.Error.UnknownMethod")]
 
     def _end(self) -> list[Message]:
-        self.service |= {"MainPID": 0, "ExecMainCode": KILLED, "ExecMainStatus": 9, "Result": "signal"}
+        self.service |= DEAD
         return ended()
 
     def _job(self, call: Message, method: str) -> list[Message]:
@@ -89,8 +105,8 @@ def new_profile(status: int) -> tuple[object, ...]:
     return ("/usr/lib/ooodd/new-profile", ["new-profile"], False, 1, 1, 1, 1, 99, EXITED, status)
 
 
-def listed(name: str) -> tuple[object, ...]:
-    return (name, "", "loaded", "active", "running", "", unit_path(name), 0, "", "/")
+def listed(name: str, active: str, sub: str) -> tuple[object, ...]:
+    return (name, "", "loaded", active, sub, "", unit_path(name), 0, "", "/")
 
 
 def job(number: int) -> str:
@@ -120,10 +136,16 @@ class World:
     manager: FakeManager
     supervisor: UnitSupervisor
     lost: list[tuple[int, Office, Reason, str]]
+    # What `on_bus` was told.
+    told: list[str | None]
 
     async def settled(self) -> None:
         """Have everything that was sent so far been handled."""
-        await self.supervisor.stop_leftovers(1000)
+        await self.supervisor._list()
+
+    async def back(self) -> None:
+        """Wait until the bus is back."""
+        await until(lambda: self.told and self.told[-1] is None)
 
 
 @contextlib.asynccontextmanager
@@ -131,12 +153,19 @@ async def world(manager: FakeManager | None = None) -> AsyncIterator[World]:
     manager = manager or FakeManager()
     async with fake_bus(manager.answer) as bus:
         supervisor = await UnitSupervisor.connect()
-        lost: list[tuple[int, Office, Reason, str]] = []
-        supervisor.lost = lambda *news: lost.append(news)
+        it = World(bus, manager, supervisor, [], [])
+        supervisor.lost = lambda *news: it.lost.append(news)
+        supervisor.on_bus = it.told.append
         try:
-            yield World(bus, manager, supervisor, lost)
+            yield it
         finally:
             await supervisor.close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try ten times a millisecond where ten times a second is usual."""
+    monkeypatch.setattr(units, "_FIRST_PAUSE", 0.0001)
 
 
 # Starting
@@ -160,6 +189,15 @@ async def test_a_hundred_starts_at_once_get_each_its_own() -> None:
     async with world() as it:
         offices = await asyncio.gather(*(it.supervisor.start(number) for number in range(1, 101)))
         assert [office.unit for office in offices] == [f"ooodd-worker@{number}.service" for number in range(1, 101)]
+
+
+async def test_an_office_that_a_start_ends_is_not_lost() -> None:
+    async with world() as it:
+        await it.supervisor.start(1)
+        it.manager.early, it.manager.after_job = True, ended(code=EXITED, status=255, state="inactive")
+        await it.supervisor.start(1)
+        await it.settled()
+        assert it.lost == []
 
 
 @pytest.mark.parametrize(
@@ -229,7 +267,7 @@ async def test_an_office_that_ended_before_it_was_asked_for_is_a_start_error_and
         assert it.lost == []
 
 
-@pytest.mark.parametrize("answers", range(1, 15))
+@pytest.mark.parametrize("answers", range(1, 14))
 async def test_an_office_that_ends_while_it_is_asked_for_is_not_missed(answers: int) -> None:
     async with world(FakeManager(ends_after=answers)) as it:
         office = None
@@ -238,19 +276,23 @@ async def test_an_office_that_ends_while_it_is_asked_for_is_not_missed(answers: 
         if office is None:
             return
         assert it.lost == []
-        await it.supervisor._get_service(UNIT)
-        await it.supervisor._get_service(UNIT)
+        await it.supervisor._get_service(unit_path(UNIT))
+        await it.supervisor._get_service(unit_path(UNIT))
         assert it.lost == [(1, office, Reason.CRASHED, "killed by signal 9")]
 
 
 @pytest.mark.parametrize("fault", ["close", "half-answer", "garbage"])
 @pytest.mark.parametrize("method", ["RestartUnit", "Get"])
-async def test_a_bus_lost_during_a_start_is_told_and_noticed(method: str, fault: str) -> None:
+async def test_a_bus_lost_during_a_start_is_told_and_reached_again(method: str, fault: str) -> None:
     async with world() as it:
         it.bus.faults[method] = fault
-        with pytest.raises(OooddError, match="message bus"):
+        with pytest.raises(BusError, match="message bus") as lost:
             await it.supervisor.start(1)
-        await it.supervisor.bus_lost
+        assert not isinstance(lost.value, StartError), "who knows what runs"
+        it.bus.faults.clear()
+        await it.back()
+        await it.supervisor.stop(1)
+        assert (await it.supervisor.start(1)).pid == 4711
 
 
 async def test_a_bus_lost_while_a_job_runs_is_told() -> None:
@@ -259,7 +301,7 @@ async def test_a_bus_lost_while_a_job_runs_is_told() -> None:
         start = asyncio.create_task(it.supervisor.start(1))
         await until(lambda: "RestartUnit" in it.bus.calls)
         it.bus.hang_up()
-        with pytest.raises(OooddError, match="lost"):
+        with pytest.raises(BusError, match=r"is lost \(closed by the bus\): is dbus running"):
             await start
 
 
@@ -291,8 +333,7 @@ async def test_jobs_leave_nothing_behind() -> None:
         for _ in range(50):
             await it.supervisor.start(1)
             await it.supervisor.stop(1)
-        waiting = it.supervisor.bus_lost._callbacks
-        assert len(waiting or []) <= 2
+        assert len(it.supervisor._bus.lost._callbacks or []) <= 2
 
 
 # Stopping
@@ -336,6 +377,8 @@ async def test_an_office_that_is_stopped_is_not_lost() -> None:
 
 # Losing
 
+ORDERLY = {"code": EXITED, "result": "success", "state": "inactive"}
+
 
 @pytest.mark.parametrize(
     ("end", "reason", "detail"),
@@ -343,10 +386,14 @@ async def test_an_office_that_is_stopped_is_not_lost() -> None:
         ({"code": KILLED, "status": 9}, Reason.CRASHED, "killed by signal 9"),
         ({"code": 3, "status": 6, "result": "core-dump"}, Reason.CRASHED, "killed by signal 6"),
         ({"code": KILLED, "status": 9, "result": "oom-kill"}, Reason.CRASHED, "killed by signal 9 (out of memory)"),
+        # OOMPolicy=stop: a child was killed for its memory, or the office was and systemd has yet to wait for it.
+        ({"code": 0, "status": 0, "result": "oom-kill", "state": "deactivating"}, Reason.CRASHED, "out of memory"),
+        ({"code": EXITED, "status": 255, "result": "oom-kill"}, Reason.CRASHED, "exit status 255 (out of memory)"),
+        ({"code": 0, "status": 0, "result": "timeout", "state": "deactivating"}, Reason.CRASHED, "timeout"),
         ({"code": EXITED, "status": 1}, Reason.CRASHED, "exit status 1"),
-        ({"code": EXITED, "status": 0, "state": "inactive"}, Reason.ENDED, "exit status 0"),
-        ({"code": EXITED, "status": 255, "state": "inactive"}, Reason.ENDED, "exit status 255"),
-        ({"code": EXITED, "status": 81, "state": "activating"}, Reason.ENDED, "exit status 81"),
+        ({**ORDERLY, "status": 0}, Reason.ENDED, "exit status 0"),
+        ({**ORDERLY, "status": 255}, Reason.ENDED, "exit status 255"),
+        ({**ORDERLY, "status": 81, "state": "activating"}, Reason.ENDED, "exit status 81"),
         ({"code": KILLED, "status": 9, "state": "deactivating"}, Reason.CRASHED, "killed by signal 9"),
     ],
 )
@@ -400,21 +447,396 @@ async def test_what_does_not_end_an_office_is_no_loss() -> None:
         assert it.lost == []
 
 
-# Leftovers
+# Losing the bus
 
 
-async def test_leftovers_beyond_the_pool_are_stopped() -> None:
-    names = [f"ooodd-worker@{instance}.service" for instance in (1, 4, 5, 17, "x", "5x", "")]
-    async with world(FakeManager(loaded=names)) as it:
-        await it.supervisor.stop_leftovers(4)
-        assert it.manager.jobs == [("StopUnit", f"ooodd-worker@{number}.service", "replace") for number in (5, 17)]
-
-
-async def test_leftovers_that_cannot_be_listed_are_told() -> None:
+async def test_a_lost_bus_is_reached_again_every_time() -> None:
     async with world() as it:
-        it.bus.faults["ListUnitsByPatterns"] = "org.freedesktop.DBus.Error.AccessDenied"
+        office = await it.supervisor.start(1)
+        for losses in range(1, 6):
+            it.bus.hang_up()
+            await until(lambda: len(it.told) == 2 * losses)  # noqa: B023 - called before the next turn
+        assert it.told == ["closed by the bus", None] * 5
+        assert it.lost == []
+        it.bus.send(*ended())
+        await it.settled()
+        assert it.lost == [(1, office, Reason.CRASHED, "killed by signal 9")]
+        assert (await it.supervisor.start(1)).pid == 4711
+
+
+async def test_a_bus_that_is_back_is_subscribed_to_before_it_is_asked_anything() -> None:
+    async with world() as it:
+        await it.supervisor.start(1)
+        it.bus.calls.clear()
+        it.bus.hang_up()
+        await it.back()
+        assert it.bus.calls == ["Hello", "AddMatch", "AddMatch", "Subscribe"] + 6 * ["Get"]
+
+
+async def test_while_there_is_no_bus_all_fails_at_once_and_all_works_when_it_is_back() -> None:
+    async with world() as it:
+        office = await it.supervisor.start(1)
+        it.bus.vanish()
+        await until(lambda: it.told)
+        for work in (it.supervisor.start(2), it.supervisor.stop(1), it.supervisor.running()):
+            with pytest.raises(BusError, match=r"message bus is lost \(closed by the bus\): is dbus running"):
+                await work
+        with pytest.raises(OooddError, match="is dbus running"):
+            await it.supervisor.stop_others([])
+        assert await it.supervisor.own_job() is None
+        assert it.told == ["closed by the bus"]
+        await it.bus.appear()
+        await it.back()
+        assert await it.supervisor.start(1) == office
+        assert it.told == ["closed by the bus", None]
+        assert it.lost == [], "it was about to be stopped"
+
+
+async def test_tries_to_reach_the_bus_again_become_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def hurry(seconds: float) -> None:
+        pauses.extend([seconds] if seconds else [])
+        await sleep(0)
+
+    monkeypatch.setattr(units, "_FIRST_PAUSE", 0.1)
+    async with world() as it:
+        monkeypatch.setattr(asyncio, "sleep", hurry)
+        it.bus.vanish()
+        await until(lambda: len(pauses) == 8)
+        assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+        await it.bus.appear()
+        await it.back()
+        it.bus.hang_up()
+        await until(lambda: len(it.told) == 4)
+        assert pauses[-1] == 5.0, "it was back for a moment only"
+        monkeypatch.setattr(units, "_LAST_PAUSE", -1.0)  # so a moment is enough
+        it.bus.hang_up()
+        await until(lambda: len(it.told) == 6)
+        assert pauses[-1] == 0.1
+
+
+@pytest.mark.parametrize("method", ["Hello", "AddMatch", "Subscribe", "Get"])
+@pytest.mark.parametrize("fault", ["close", "half-answer", "garbage", "org.freedesktop.DBus.Error.ServiceUnknown"])
+async def test_a_bus_that_is_not_really_back_is_tried_again(method: str, fault: str) -> None:
+    async with world() as it:
+        office = await it.supervisor.start(1)
+        it.bus.calls.clear()
+        it.bus.faults[method] = fault
+        it.bus.hang_up()
+        await until(lambda: it.bus.calls.count(method) >= 3)
+        assert it.told == ["closed by the bus"]
+        it.bus.faults.clear()
+        it.manager.service |= DEAD
+        await it.back()
+        assert it.told == ["closed by the bus", None]
+        assert it.lost == [(1, office, Reason.CRASHED, "killed by signal 9")]
+
+
+GONE = {"MainPID": 0, "ActiveState": "inactive"}
+
+
+@pytest.mark.parametrize(
+    ("service", "reason", "detail"),
+    [
+        (DEAD, Reason.CRASHED, "killed by signal 9"),
+        ({**DEAD, "Result": "oom-kill"}, Reason.CRASHED, "killed by signal 9 (out of memory)"),
+        ({**DEAD, "ExecMainCode": EXITED, "ExecMainStatus": 77}, Reason.CRASHED, "exit status 77"),
+        ({**GONE, "ExecMainCode": EXITED, "ExecMainStatus": 255}, Reason.ENDED, "exit status 255"),
+        # systemd forgets a unit that has ended in order.
+        (GONE, Reason.ENDED, "the unit is inactive"),
+        ({"ActiveState": "deactivating"}, Reason.ENDED, "somebody stopped the unit"),
+        ({"MainPID": 0, "ActiveState": "activating"}, Reason.ENDED, "the unit is activating"),
+        ({"MainPID": 4712}, Reason.ENDED, "somebody restarted the unit"),
+        ({**DEAD, "ActiveState": "active"}, Reason.CRASHED, "killed by signal 9"),
+    ],
+)
+async def test_an_office_that_ended_while_there_was_no_bus_is_told(
+    service: dict[str, object], reason: Reason, detail: str
+) -> None:
+    async with world() as it:
+        office, other = await it.supervisor.start(1), await it.supervisor.start(2)
+        it.bus.vanish()
+        it.manager.special[unit_path(UNIT)] = service
+        await it.bus.appear()
+        await it.back()
+        assert it.lost == [(1, office, reason, detail)]
+        it.bus.send(*ended(), *ended(other.unit))
+        await it.settled()
+        assert it.lost[1:] == [(2, other, Reason.CRASHED, "killed by signal 9")], "each once"
+
+
+@pytest.mark.parametrize("answers", range(1, 13))
+async def test_an_office_that_ends_while_it_is_looked_at_is_told_once(answers: int) -> None:
+    async with world() as it:
+        office, _ = await it.supervisor.start(1), await it.supervisor.start(2)
+        it.manager.ends_after = answers
+        it.bus.hang_up()
+        await it.back()
+        await it.settled()
+        assert it.lost[0] == (1, office, Reason.CRASHED, "killed by signal 9")
+        assert len([number for number, *_ in it.lost if number == 1]) == 1
+
+
+async def test_an_office_that_is_replaced_while_the_old_one_is_looked_at_is_not_lost() -> None:
+    async with world() as it:
+        await it.supervisor.start(1)
+        it.bus.faults["Get"] = "no-answer"
+        it.bus.calls.clear()
+        it.bus.hang_up()
+        await until(lambda: "Get" in it.bus.calls)
+        it.manager.service |= DEAD
+        stop = asyncio.create_task(it.supervisor.stop(1))
+        it.bus.hang_up()
         with pytest.raises(BusError):
-            await it.supervisor.stop_leftovers(4)
+            await stop
+        it.bus.faults.clear()
+        await it.back()
+        assert it.lost == []
+
+
+async def test_a_start_under_way_as_the_bus_is_lost_fails_and_the_next_one_works() -> None:
+    async with world() as it:
+        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        starts = [asyncio.create_task(it.supervisor.start(number)) for number in (1, 2, 3)]
+        await until(lambda: it.bus.calls.count("RestartUnit") == 3)
+        it.bus.vanish()
+        for error in await asyncio.gather(*starts, return_exceptions=True):
+            assert isinstance(error, BusError)
+        it.bus._answer = it.manager.answer
+        await it.bus.appear()
+        await it.back()
+        assert (await it.supervisor.start(1)).pid == 4711
+        assert not it.supervisor._waiting
+
+
+async def test_a_callback_that_fails_ends_nothing() -> None:
+    async with world() as it:
+        await it.supervisor.start(1)
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        it.supervisor.lost = lambda *_: 1 // 0  # type: ignore[assignment]
+        it.manager.service |= DEAD
+        it.bus.hang_up()
+        await it.back()
+        assert [type(error) for error in errors] == [ZeroDivisionError]
+        assert it.told == ["closed by the bus", None]
+
+
+@pytest.mark.parametrize("refused", ["", "Get", "Subscribe"])
+@pytest.mark.parametrize("turns", range(40))
+async def test_closing_at_any_moment_of_reaching_the_bus_again_leaves_nothing(turns: int, refused: str) -> None:
+    async with world() as it:
+        await it.supervisor.start(1)
+        it.bus.faults[refused] = "org.freedesktop.DBus.Error.NoReply"
+        it.bus.hang_up()
+        await until(lambda: it.told)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(it.supervisor.close(), 10)
+
+
+@pytest.mark.parametrize("method", ["Hello", "AddMatch", "Subscribe", "Get"])
+async def test_closing_while_the_bus_is_silent_leaves_nothing(method: str) -> None:
+    async with world() as it:
+        await it.supervisor.start(1)
+        it.bus.calls.clear()
+        it.bus.faults[method] = "no-answer"
+        it.bus.hang_up()
+        await until(lambda: method in it.bus.calls)
+        await it.supervisor.close()
+
+
+async def test_closing_while_there_is_no_bus_leaves_nothing() -> None:
+    async with world() as it:
+        it.bus.vanish()
+        await until(lambda: it.told)
+        await it.supervisor.close()
+        await it.supervisor.close()
+        assert it.told == ["closed by the bus"]
+        await it.bus.appear()
+
+
+async def test_a_supervisor_that_is_closed_tells_no_loss() -> None:
+    async with world() as it:
+        await it.supervisor.close()
+        await asyncio.sleep(0)
+        assert it.told == []
+
+
+async def test_closing_fails_a_start_under_way() -> None:
+    async with world() as it:
+        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        start = asyncio.create_task(it.supervisor.start(1))
+        await until(lambda: "RestartUnit" in it.bus.calls)
+        await it.supervisor.close()
+        with pytest.raises(BusError):
+            await start
+
+
+# Offices of an earlier broker
+
+ALL_STATES = [
+    ("ooodd-worker@1.service", "active", "running"),
+    ("ooodd-worker@2.service", "active", "exited"),
+    ("ooodd-worker@3.service", "activating", "start-pre"),
+    ("ooodd-worker@4.service", "activating", "auto-restart"),
+    ("ooodd-worker@5.service", "deactivating", "stop-sigterm"),
+    ("ooodd-worker@6.service", "reloading", "reload"),
+    ("ooodd-worker@7.service", "inactive", "dead"),
+    ("ooodd-worker@8.service", "failed", "failed"),
+    ("ooodd-worker@12.service", "active", "running"),
+    *((f"ooodd-worker@{name}.service", "active", "running") for name in ("x", "5x", "", "09", "-1", "²", "1\\x2d2")),
+]
+
+
+async def test_what_runs_is_adopted_and_heard_of_when_it_ends() -> None:
+    async with world(FakeManager(loaded=ALL_STATES)) as it:
+        it.manager.special[unit_path("ooodd-worker@12.service")] = {"MainPID": 815, "UID": 61235}
+        offices = await it.supervisor.running()
+        assert offices == {
+            1: Office(UNIT, 4711, 61234, Path("/run/ooodd-worker/1")),
+            12: Office("ooodd-worker@12.service", 815, 61235, Path("/run/ooodd-worker/12")),
+        }
+        assert it.manager.jobs == []
+        it.bus.send(*(message for name, *_ in ALL_STATES for message in ended(name)))
+        await it.settled()
+        assert [(number, office) for number, office, *_ in it.lost] == list(offices.items())
+        assert all(office is offices[number] for number, office, *_ in it.lost)
+
+
+async def test_nothing_runs() -> None:
+    async with world() as it:
+        assert await it.supervisor.running() == {}
+
+
+async def test_what_runs_can_be_asked_for_again() -> None:
+    async with world(FakeManager(loaded=ALL_STATES)) as it:
+        await it.supervisor.running()
+        offices = await it.supervisor.running()
+        it.bus.send(*ended())
+        await it.settled()
+        assert it.lost == [(1, offices[1], Reason.CRASHED, "killed by signal 9")]
+        assert it.lost[0][1] is offices[1]
+
+
+async def test_an_office_that_ended_after_the_list_was_made_is_not_adopted() -> None:
+    async with world(FakeManager(loaded=ALL_STATES)) as it:
+        it.manager.special[unit_path(UNIT)] = DEAD
+        assert list(await it.supervisor.running()) == [12]
+        it.bus.send(*ended())
+        await it.settled()
+        assert it.lost == []
+
+
+@pytest.mark.parametrize("answers", range(1, 8))
+async def test_an_office_that_ends_while_it_is_adopted_is_not_missed(answers: int) -> None:
+    async with world(FakeManager(loaded=ALL_STATES, ends_after=answers)) as it:
+        it.manager.special[unit_path("ooodd-worker@12.service")] = {"MainPID": 815}
+        offices = await it.supervisor.running()
+        known = list(it.lost)
+        await it.settled()
+        assert 12 in offices
+        if 1 in offices:
+            assert known == []
+            it.manager.ends_after = 1
+            await it.supervisor._get(unit_path(UNIT), "Service", "UID")
+            assert it.lost == [(1, offices[1], Reason.CRASHED, "killed by signal 9")]
+        else:
+            assert it.supervisor._offices.keys() == {unit_path("ooodd-worker@12.service")}
+
+
+async def test_an_adopted_office_is_looked_at_when_the_bus_is_back() -> None:
+    async with world(FakeManager(loaded=ALL_STATES[:1])) as it:
+        offices = await it.supervisor.running()
+        it.bus.vanish()
+        it.manager.service |= DEAD
+        await it.bus.appear()
+        await it.back()
+        assert it.lost == [(1, offices[1], Reason.CRASHED, "killed by signal 9")]
+
+
+async def test_all_others_are_stopped_whatever_they_do() -> None:
+    async with world(FakeManager(loaded=ALL_STATES)) as it:
+        await it.supervisor.stop_others({1, 4})
+        stopped = {("StopUnit", f"ooodd-worker@{number}.service", "replace") for number in (2, 3, 5, 6, 12)}
+        assert set(it.manager.jobs) == stopped
+        assert len(it.manager.jobs) == len(stopped)
+
+
+async def test_others_are_stopped_side_by_side() -> None:
+    async with world(FakeManager(loaded=ALL_STATES)) as it:
+        listing = it.manager.answer
+        calls: list[Message] = []
+
+        def hold(call: Message) -> Iterable[Message]:
+            if call.header.fields[HeaderFields.member] != "StopUnit":
+                return listing(call)
+            calls.append(call)
+            return [message for held in calls for message in listing(held)] if len(calls) == 5 else []
+
+        it.bus._answer = hold
+        await it.supervisor.stop_others([1, 4])
+
+
+async def test_others_that_cannot_be_stopped_are_told_when_all_have_been_tried() -> None:
+    async with world(FakeManager(loaded=ALL_STATES, result="timeout")) as it:
+        with pytest.raises(OooddError) as failed:
+            await it.supervisor.stop_others([1, 4, 5, 6, 12])
+        assert str(failed.value) == (
+            "ooodd-worker@2.service: the stop job ended as timeout: see journalctl -u ooodd-worker@2.service; "
+            "ooodd-worker@3.service: the stop job ended as timeout: see journalctl -u ooodd-worker@3.service"
+        )
+        assert len(it.manager.jobs) == 2
+
+
+async def test_a_reason_that_all_others_share_is_told_once() -> None:
+    async with world(FakeManager(loaded=ALL_STATES)) as it:
+        it.bus.faults["StopUnit"] = "org.freedesktop.DBus.Error.AccessDenied"
+        with pytest.raises(OooddError, match=r"^as the test wants it: the polkit rule[^;]*;[^;]*$"):
+            await it.supervisor.stop_others([])
+
+
+@pytest.mark.parametrize("fault", ["close", "org.freedesktop.DBus.Error.AccessDenied"])
+async def test_workers_that_cannot_be_listed_are_told(fault: str) -> None:
+    async with world() as it:
+        it.bus.faults["ListUnitsByPatterns"] = fault
+        with pytest.raises(BusError):
+            await it.supervisor.running()
+        it.bus.calls.clear()
+        with pytest.raises(BusError):
+            await it.supervisor.stop_others([])
+
+
+# Our own unit
+
+
+@pytest.mark.parametrize("kind", ["stop", "restart", "start"])
+async def test_what_systemd_is_about_to_do_to_us_is_told(kind: str) -> None:
+    async with world() as it:
+        assert await it.supervisor.own_job() is None
+        it.manager.special[OWN_PATH] = {"Job": (7, job(7))}
+        it.manager.special[job(7)] = {"JobType": kind}
+        assert await it.supervisor.own_job() == kind
+        assert it.bus.calls.count("GetUnitByPID") == 1
+
+
+@pytest.mark.parametrize("method", ["GetUnitByPID", "Get"])
+@pytest.mark.parametrize("fault", ["close", "no-answer", "org.freedesktop.DBus.Error.UnknownObject"])
+async def test_no_job_is_known_if_systemd_does_not_say(
+    method: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "_OWN_JOB_TIMEOUT", 0.02)
+    async with world() as it:
+        it.manager.special[OWN_PATH] = {"Job": (7, job(7))}
+        it.manager.special[job(7)] = {"JobType": "stop"}
+        it.bus.faults[method] = fault
+        assert await it.supervisor.own_job() is None
+        it.bus.faults.clear()
+        if fault == "close":
+            await it.back()
+        assert await it.supervisor.own_job() == "stop"
 
 
 @pytest.mark.parametrize("method", ["AddMatch", "Subscribe"])
