@@ -3,7 +3,11 @@
 
 import asyncio
 import os
+import resource
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -138,19 +142,178 @@ async def _a_while(seconds: float) -> None:
     await passed.wait()
 
 
+async def test_more_time_is_asked_for_in_microseconds() -> None:
+    it = World()
+    it.reporter.extend(1.5)
+    assert it.told == ["EXTEND_TIMEOUT_USEC=1500000"]
+
+
 # The ears
 
 
-def test_systemd_gets_what_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("systemd.daemon")
+class Ear:
+    """A service manager's socket, and a notifier that speaks to it."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        self.notifier = SystemdNotifier()
+
+    def hear(self) -> str:
+        return self.socket.recv(4096).decode()
+
+    def hear_all(self) -> list[str]:
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(self.hear())
+        return heard
+
+    def fill(self) -> int:
+        """Have the notifier speak until it has to wait."""
+        number = 0
+        while not self.notifier._waiting:
+            self.notifier.notify(f"STATUS={number}")
+            number += 1
+        return number
+
+    def close(self) -> None:
+        self.notifier.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def ear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ear]:
+    ear = Ear(tmp_path / "notify", monkeypatch)
+    yield ear
+    ear.close()
+
+
+def identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def test_systemd_gets_what_is_told(ear: Ear) -> None:
+    ear.notifier.notify("READY=1\nSTATUS=0 of 4 busy")
+    assert ear.hear() == "READY=1\nSTATUS=0 of 4 busy"
+
+
+def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
-        ear.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        SystemdNotifier().notify("READY=1\nSTATUS=0 of 4 busy")
-        assert ear.recv(4096) == b"READY=1\nSTATUS=0 of 4 busy"
+        ear.bind("")  # unix(7): the kernel chooses an abstract one
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + ear.getsockname()[1:].decode())
+        notifier = SystemdNotifier()
+        notifier.notify("READY=1")
+        assert ear.recv(4096) == b"READY=1"
+        notifier.close()
+
+
+def test_descriptors_go_along_and_stay_the_callers(ear: Ear) -> None:
+    ours, theirs = os.pipe()
+    ear.notifier.notify("FDSTORE=1", [ours, theirs])
+    state, passed, _, _ = socket.recv_fds(ear.socket, 4096, 10)
+    assert state == b"FDSTORE=1"
+    assert [identity(fd) for fd in passed] == [identity(ours), identity(theirs)]
+    for fd in (*passed, ours, theirs):
+        os.close(fd)
+
+
+def test_without_a_free_descriptor_it_is_told_all_the_same(ear: Ear) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        ear.notifier.notify("WATCHDOG=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert ear.hear() == "WATCHDOG=1"
+
+
+async def test_what_a_slow_manager_has_no_room_for_comes_later_and_in_order(ear: Ear) -> None:
+    told = ear.fill()
+    ours, theirs = os.pipe()
+    kept = identity(ours)
+    ear.notifier.notify("FDSTORE=1", [ours])
+    ear.notifier.notify("FDSTOREREMOVE=1")
+    os.close(ours)
+    os.close(theirs)
+    heard = ear.hear_all()
+    assert heard[-1] == f"STATUS={told - 2}"
+    await until(lambda: not ear.notifier._waiting)
+    assert ear.hear() == f"STATUS={told - 1}"
+    state, passed, _, _ = socket.recv_fds(ear.socket, 4096, 10)
+    assert (state, [identity(fd) for fd in passed]) == (b"FDSTORE=1", [kept])
+    os.close(passed[0])
+    assert ear.hear() == "FDSTOREREMOVE=1"
+
+
+async def test_a_manager_without_memory_is_tried_again(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "_RETRY_INTERVAL", 0.0)
+    send = ear.notifier._send
+    monkeypatch.setattr(ear.notifier, "_send", lambda _: False)
+    ear.notifier.notify("READY=1")
+    monkeypatch.setattr(ear.notifier, "_send", send)
+    await until(lambda: not ear.notifier._waiting)
+    assert ear.hear() == "READY=1"
+
+
+def test_close_sends_what_waits(ear: Ear) -> None:
+    told = ear.fill()
+    heard: list[str] = []
+    listener = threading.Thread(target=lambda: heard.extend(_hear(ear.socket, told)))
+    ear.socket.setblocking(True)  # noqa: FBT003
+    listener.start()
+    ear.notifier.close()
+    listener.join()
+    assert heard[-1] == f"STATUS={told - 1}"
+    ear.notifier.notify("READY=1")
+    ear.socket.setblocking(False)  # noqa: FBT003
+    assert ear.hear_all() == []
+
+
+def _hear(ear: socket.socket, count: int) -> list[str]:
+    return [ear.recv(4096).decode() for _ in range(count)]
+
+
+def test_a_stuck_manager_does_not_hold_the_end_up(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "_FLUSH_LIMIT", 0.001)
+    ear.fill()
+    ours, theirs = os.pipe()
+    ear.notifier.notify("FDSTORE=1", [ours, theirs])
+    os.close(ours)
+    os.close(theirs)
+    ear.notifier.close()
+    assert not ear.notifier._waiting
+
+
+def test_a_stuck_manager_does_not_fill_the_memory(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "_MOST_WAITING", 10)
+    monkeypatch.setattr(notify, "_FLUSH_LIMIT", 0.001)
+    ear.fill()
+    for number in range(100):
+        ear.notifier.notify(f"STATUS=more {number}")
+    assert len(ear.notifier._waiting) == 10
+
+
+def test_a_manager_with_a_new_socket_is_found_again(ear: Ear) -> None:
+    ear.socket.close()
+    ear.path.unlink()
+    ear.notifier.notify("STATUS=nobody hears")
+    ear.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    ear.socket.bind(str(ear.path))
+    ear.notifier.notify("STATUS=here again")
+    assert ear.hear() == "STATUS=here again"
 
 
 def test_without_an_ear_nothing_fails() -> None:
-    pytest.importorskip("systemd.daemon")
     SystemdNotifier().notify("READY=1")
     NoNotifier().notify("READY=1")
+
+
+def test_an_ear_that_is_not_there_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
+    notifier = SystemdNotifier()
+    notifier.notify("READY=1")
+    notifier.close()
