@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The control socket, by which `ooodd status` and `ooodd stop` talk to the running broker.
+"""The control socket, by which `ooodd status`, `stop`, `drain` and `reload` talk to the running broker.
 
 A unix socket "control" in the broker's runtime directory; one JSON object a line each way: {"command": "status"}. Only
 root and the broker's own user are heard. The offices share the broker's group and run what their clients please, so the
@@ -12,15 +12,16 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from pydantic import BaseModel, ValidationError
 
-from ooodd.broker import Broker
-from ooodd.errors import AdminError
+from ooodd.broker import Broker, End
+from ooodd.config import Config
+from ooodd.errors import AdminError, ConfigError
 from ooodd.peer import credentials
 from ooodd.pool import Worker
 
@@ -35,7 +36,7 @@ _TIMEOUT = 10.0
 class Request(BaseModel, extra="forbid"):
     """What may be asked."""
 
-    command: Literal["status", "stop"]
+    command: Literal["status", "stop", "drain", "reload"]
 
 
 def status(broker: Broker) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def status(broker: Broker) -> dict[str, Any]:
         "workers": [_worker(broker, worker, now) for worker in pool.workers.values()],
         "queue": {
             "length": len(pool.queue),
-            "oldest_wait": round(now - next(iter(pool.queue.values()), now), 3),
+            "oldest_wait": round(max((now - place.joined for place in pool.queue.values()), default=0.0), 3),
         },
         "totals": dict(vars(pool.totals)),
         "config": broker.config.as_dict(),
@@ -64,28 +65,20 @@ def _worker(broker: Broker, worker: Worker, now: float) -> dict[str, Any]:
         "uses": worker.uses,
         "pid": office.pid if office else None,
         "uid": office.uid if office else None,
-        "memory": _memory(office.pid) if office else None,
+        "memory": (office.memory() or None) if office else None,
         "since": since.isoformat(timespec="milliseconds"),
-        "client": client.peer if client else None,
+        "client": client.peer.name if client else None,
         "detail": worker.detail,
     }
-
-
-def _memory(pid: int) -> int | None:
-    """Return the bytes that the process shares with no file: what goes when it goes. None if it is gone."""
-    try:
-        memory = psutil.Process(pid).memory_info()
-    except psutil.Error:
-        return None
-    return int(memory.rss - memory.shared)
 
 
 class ControlSocket:
     """The broker's end. Its owner calls `close`."""
 
-    def __init__(self, broker: Broker, directory: Path) -> None:
-        """Prepare the socket in `directory`."""
+    def __init__(self, broker: Broker, directory: Path, load: Callable[[], Config]) -> None:
+        """Prepare the socket in `directory`; `load` reads the configuration anew, or raises `ConfigError`."""
         self._broker = broker
+        self._load = load
         self._path = directory / _SOCKET
         self._server: asyncio.Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
@@ -139,10 +132,19 @@ class ControlSocket:
             request = Request(**json.loads(line))
         except (ValidationError, ValueError, TypeError, RecursionError) as error:
             return {"error": f"no request of this version: {str(error).splitlines()[0]}"}
-        if request.command == "stop":
-            self._broker.stop()
-            return {"stopping": True}
-        return status(self._broker)
+        match request.command:
+            case "stop":
+                self._broker.end(End.STOP)
+            case "drain":
+                self._broker.end(End.DRAIN)
+            case "reload":
+                try:
+                    self._broker.reload(self._load())
+                except ConfigError as error:
+                    return {"error": f"{error}; the configuration before stays in force"}
+            case "status":
+                return status(self._broker)
+        return {"done": True}
 
 
 def ask(directory: Path, command: str) -> dict[str, Any]:

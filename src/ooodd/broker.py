@@ -4,75 +4,117 @@
 `Broker._serve` is the life of one client from top to bottom. What to decide about workers and queue is the pool's:
 the broker tells it what happened and carries out what it answers. Everything runs on one event loop. Nothing that one
 client does, and nothing that fails for it, ends more than its own session.
+
+What has to outlive the broker is in its store: the sockets of whoever waits or has a session, and a few marks about
+each worker. Nothing else does, and nothing is read from a client's socket before it can be passed on, so a broker that
+is killed is followed by one that goes on where it was.
 """
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from enum import StrEnum
 from functools import partial
 
-from ooodd import __version__, listeners, messages, urp
+from ooodd import __version__, listeners, messages
+from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
 from ooodd.config import Config
-from ooodd.errors import WorkerHungError, WorkerLostError, describe
-from ooodd.forward import LINGER_LIMIT, Ended, Forwarding, Side
+from ooodd.departures import Departures
+from ooodd.errors import NoDescriptorError, ProtocolError, WorkerLostError, describe
+from ooodd.forward import LINGER_LIMIT, Ended, Forwarding, Holding, SessionLimits, Side
 from ooodd.journal import Journal
+from ooodd.listeners import Peer
 from ooodd.notify import Notifier, Reporter
-from ooodd.pool import Action, Break, Lease, Limits, Pool, Reason, Refuse, Start, State, Stop
-from ooodd.worker import GREETING_LIMIT, Keeper, Office, Supervisor
+from ooodd.pool import Limits, Pool, State, Totals, Waiting, Worker
+from ooodd.store import Store
+from ooodd.urp import OPENING_SIZE, Refusal, is_opening
+from ooodd.worker import Keeper, Office, Supervisor, Verdict
 
-# What a client may send before it has an office; UNO's clients send some hundred bytes and wait for the answer.
-_EARLY_BYTES = 64 * 1024
 # Connections that have not said anything. More than these are port checks or an attack: the longest silent one goes.
 _MOST_SILENT = 256
+# So many waiting clients outlive the broker. Each costs systemd a comparison with all that it keeps already.
+_MOST_KEPT = 1500
 # How long an office that can't be reached any more may take to exit before it is stopped, in seconds.
 _EXIT_LIMIT = 0.5
+# An office whose session did not end in order is recycled in any case; so long it is asked whether it hangs.
+_DIAGNOSIS_LIMIT = 0.4
 # While no descriptor is left, the time to the next try to accept, in seconds.
 _ACCEPT_PAUSE = 1.0
+# How long a client may take to hear why it is refused, and a restarting broker to pass on what it holds, in seconds.
+_REFUSAL_LIMIT = 5.0
+_FREEZE_LIMIT = 2.0
+# What systemd is asked to wait beyond the time for which sessions may go on, in seconds.
+_STOP_LIMIT = 20.0
 
-_STOP_MESSAGES = {Reason.CRASHED: messages.WORKER_CRASHED, Reason.HUNG: messages.WORKER_HUNG}
+_STOP_MESSAGES = {
+    Reason.CRASHED: messages.WORKER_CRASHED,
+    Reason.HUNG: messages.WORKER_HUNG,
+    Reason.DIRTY: messages.WORKER_DIRTY,
+}
+
+
+class End(StrEnum):
+    """How a broker ends."""
+
+    # Sessions may end by themselves for a while; new clients wait in the socket.
+    DRAIN = "drain"
+    # Everything at once.
+    STOP = "stop"
+    # Sessions, waiting clients and offices are the next broker's.
+    HAND_OVER = "hand over"
 
 
 @dataclass(eq=False, slots=True)
 class Client:
-    """One connection, from accept to close. `session` is its number everywhere: pool, journal, status."""
+    """One connection, from accept to close. `session` is its number everywhere: pool, store, journal, status."""
 
     session: int
     connection: socket.socket
-    peer: str
+    peer: Peer
     since: float
-    # What it sent before it had an office.
-    early: bytearray = field(default_factory=bytearray)
-    # While it waits: gets the number of its worker, or None if it is to go without.
-    turn: "asyncio.Future[int | None] | None" = None
+    # While it waits: gets the number of its worker, or the reason why it gets none.
+    turn: "asyncio.Future[int | Reason | None] | None" = None
     worker: int | None = None
+    office: socket.socket | None = None
     forwarding: Forwarding | None = None
-    # Set when the pool has taken its worker away.
-    broken: asyncio.Event = field(default_factory=asyncio.Event)
+    # Its worker has been taken away by the pool; whoever waits for that is told.
+    broken: bool = False
+    on_broken: "asyncio.Future[None] | None" = None
+    # The name under which the store has it.
+    stored: str = ""
+    # It had its worker, or its place in the queue, from a broker before this one.
+    adopted: bool = False
 
 
 class Broker:
     """Serves UNO clients from a pool of offices. Implements `worker.Events`."""
 
-    def __init__(self, config: Config, supervisor: Supervisor, journal: Journal, notifier: Notifier) -> None:
-        """Prepare; `run` does it. The supervisor stays the caller's to close."""
+    def __init__(
+        self, config: Config, supervisor: Supervisor, journal: Journal, notifier: Notifier, store: Store
+    ) -> None:
+        """Prepare; `run` does it. Supervisor and store stay the caller's to close."""
         self.config = config
-        self.pool = Pool(_limits(config), random.Random())  # noqa: S311 - spreads restarts, no secret
-        self.keeper = Keeper(supervisor, self, config.pool.start_timeout)
+        self.pool = Pool(_limits(config), random.Random(), Totals(*store.marks.totals))  # noqa: S311 - no secret
+        self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
         self.clients: dict[int, Client] = {}
         self._journal = journal
+        self._notifier = notifier
+        self._store = store
         self._reporter = Reporter(notifier, self.status_line)
         self._loop = asyncio.get_running_loop()
+        self._departures = Departures()
         self._silent: dict[int, Client] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: list[socket.socket] = []
-        self._sessions = 0
         self._due: asyncio.TimerHandle | None = None
-        self._stop = asyncio.Event()
-        self._all_stopped = asyncio.Event()
+        self._end: End | None = None
+        self._ends_unused = False
+        self._news = asyncio.Event()
 
     def status_line(self) -> str:
         """Return what an administrator reads first, in systemctl status."""
@@ -83,8 +125,9 @@ class Broker:
 
     # The life of the broker
 
-    async def run(self, sockets: Sequence[socket.socket]) -> None:
-        """Serve the listeners until `stop`, and then end every session and every office."""
+    async def run(self, sockets: Sequence[socket.socket], *, ends_unused: bool = False) -> None:
+        """Serve the listeners until `end`; with `ends_unused` also until nothing runs and nobody comes any more."""
+        self._ends_unused = ends_unused
         try:
             self._do(self.pool.open(time.monotonic()))
             self._accept_from(sockets)
@@ -93,26 +136,57 @@ class Broker:
                 messages.BROKER_READY, version=__version__, listeners=names, workers=self.config.pool.workers
             )
             self._reporter.ready()
-            await self._stop.wait()
+            await self._until(lambda: self._end is not None)
             await self._wind_up()
         finally:
             await self._leave_nothing()
 
-    def stop(self) -> None:
-        """Have `run` end."""
-        self._stop.set()
+    def end(self, how: End) -> None:
+        """Have `run` end. What is under way can be cut short by STOP, and by nothing else."""
+        if self._end is None or how is End.STOP:
+            self._end = how
+            self._news.set()
+
+    def reload(self, config: Config) -> None:
+        """Go by another configuration from now on. No session, no waiting client and no office of one is touched."""
+        self.config = config
+        self.keeper.start_timeout = config.pool.start_timeout
+        self.keeper.probe_timeout = config.pool.probe_timeout
+        self._journal.set_level(config.log.level)
+        self._journal.log(messages.BROKER_RELOADED, workers=config.pool.workers)
+        self._do(self.pool.reconfigure(_limits(config), time.monotonic()))
 
     async def _wind_up(self) -> None:
-        """Stop every office; the sessions end with them. New clients wait in the socket from now on."""
-        self._reporter.stopping()
-        self._journal.log(messages.BROKER_STOPPING, sessions=self._count(State.BUSY), queued=len(self.pool.queue))
+        """End as asked. New clients wait in the socket from now on."""
         self._accept_from([])
-        self._do(self.pool.close(time.monotonic()))
         for client in list(self._silent.values()):
-            _hang_up(client)
-        await self._all_stopped.wait()
+            _hang_up(client.connection)
+        if self._end is End.HAND_OVER:
+            await self._hand_over()
+            return
+        draining = self._end is not End.STOP
+        seconds = self.config.session.drain_timeout if draining else 0.0
+        self._reporter.stopping()
+        self._notifier.notify(f"EXTEND_TIMEOUT_USEC={int((seconds + _STOP_LIMIT) * 1e6)}")
+        sessions, queued = self._count(State.BUSY), len(self.pool.queue)
+        self._journal.log(messages.BROKER_STOPPING, sessions=sessions, queued=queued, seconds=seconds)
+        if draining:
+            self._do(self.pool.drain(time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._until(lambda: self.pool.drained or self._end is End.STOP)
+        self._do(self.pool.close(time.monotonic()))
+        await self._until(lambda: self.pool.closed)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LINGER_LIMIT)
+
+    async def _hand_over(self) -> None:
+        """Leave everything as it is, with nothing in our own memory that a session needs."""
+        running = [client.forwarding for client in self.clients.values() if client.forwarding is not None]
+        self._journal.log(messages.BROKER_HANDS_OVER, sessions=len(running), queued=len(self.pool.queue))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FREEZE_LIMIT):
+                await asyncio.gather(*(forwarding.freeze() for forwarding in running))
 
     async def _leave_nothing(self) -> None:
         """Leave nothing on the loop, however `run` ends."""
@@ -122,33 +196,109 @@ class Broker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.keeper.close()
+        self._departures.close()
         if self._due is not None:
             self._due.cancel()
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait until it holds; what may change that sets `_news`."""
+        while not holds():
+            self._news.clear()
+            await self._news.wait()
+
+    # What an earlier broker left
+
+    def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
+        """Take over, before `run`, what the store has kept and the offices that run.
+
+        The sockets are the broker's from now on. Sessions go on where no byte was in the earlier broker's memory.
+        """
+        if not left and not running:
+            return
+        now = time.monotonic()
+        sessions, waiting = _sort(left)
+        for number, office in sorted(running.items()):
+            self._adopt_office(number, office, sessions.pop(number, None), now)
+        for number, client in sessions.items():
+            self.pool.totals.crashed += 1
+            self._give_up(client, number, "its office ended meanwhile")
+        for client in waiting:
+            if client.session not in self.clients:
+                self._take_in(client)
+                self.pool.adopt_client(client.session, now, client.peer.host)
+        self._journal.log(
+            messages.BROKER_TAKES_OVER,
+            workers=len(running),
+            sessions=self._count(State.BUSY),
+            queued=len(self.pool.queue),
+        )
+
+    def _adopt_office(self, number: int, office: Office, client: Client | None, now: float) -> None:
+        """Take over a worker. One that was somebody's, whom we have not, is recycled without a further look."""
+        slot = self._store.marks.slot(number)
+        known = slot.pid == office.pid
+        before = Worker(number, uses=slot.uses, max_uses=slot.max_uses, started=slot.since) if known else Worker(number)
+        self.keeper.adopt(number, office)
+        held = bool(slot.holding_to_office or slot.holding_to_client)
+        if client is not None and known and not held:
+            self.pool.adopt(number, now, before, (client.session, client.peer.host))
+            client.worker = number
+            self._take_in(client)
+            return
+        if client is not None:
+            why = "bytes of it may be lost" if known else "its office ended meanwhile"
+            self._give_up(client, number, why)
+        probe = self.pool.adopt(number, now, before)
+        if known and slot.leased:
+            self._do(self.pool.probed(number, now, Reason.ADOPTED))
+        else:
+            self._do(probe)
+
+    def _take_in(self, client: Client) -> None:
+        self.clients[client.session] = client
+        self._begin(client)
+
+    def _give_up(self, client: Client, number: int, why: str) -> None:
+        self._journal.log(
+            messages.SESSION_LOST, session=client.session, client=client.peer.name, worker=number, why=why
+        )
+        self._close(client)
+        for connection in (client.connection, client.office):
+            if connection is not None:
+                connection.close()
 
     # The life of a client
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             for connection, peer in listeners.accept(listener):
-                self._sessions += 1
-                client = Client(self._sessions, connection, peer, time.monotonic())
+                self._store.marks.last_session += 1
+                client = Client(self._store.marks.last_session, connection, peer, time.monotonic())
                 self.clients[client.session] = client
-                task = asyncio.create_task(self._guard(client), name=f"session {client.session}")
-                self._tasks.add(task)
-                task.add_done_callback(partial(self._forget, client))
+                self._begin(client)
         except OSError as error:  # no descriptor or no memory left
             self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_ACCEPT_PAUSE)
             paused = list(self._accepting)
             self._accept_from([])
             self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, paused)
 
+    def _begin(self, client: Client) -> None:
+        task = asyncio.create_task(self._guard(client), name=f"session {client.session}")
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._forget, client))
+
     def _forget(self, client: Client, task: "asyncio.Task[None]") -> None:
         """Close a client, whatever happened to it, and take back what it still holds."""
         self._tasks.discard(task)
         self._silent.pop(client.session, None)
+        if self._end is not End.HAND_OVER:
+            self._close(client)
+            self._do(self.pool.leave(client.session, time.monotonic()))
         client.connection.close()
-        self._do(self.pool.leave(client.session, time.monotonic()))
+        if client.office is not None:
+            client.office.close()
         del self.clients[client.session]
+        self._end_if_unused()
 
     async def _guard(self, client: Client) -> None:
         """Serve a client; an error of ours is its own end and nobody else's."""
@@ -158,111 +308,134 @@ class Broker:
             self._journal.log(messages.INTERNAL_ERROR, where=f"session {client.session}", error=describe(error))
 
     async def _serve(self, client: Client) -> None:
-        """One client's life."""
-        if not await self._admit(client):
+        """One client's life. One that was adopted goes on where it was."""
+        if not client.adopted and not await self._admit(client):
             return
-        lease = await self._lease(client)
-        if lease is None:
+        if client.office is None and not await self._lease(client):
             return
-        office, connection = lease
-        ended = await self._forward(client, connection)
-        fault = await self._inspect(client, office, ended)
-        self._release(client, fault)
+        ended = await self._forward(client)
+        verdict = await self._inspect(client, ended)
+        self._release(client, verdict)
 
     async def _admit(self, client: Client) -> bool:
-        """Wait for the first bytes: only what begins as URP gets an office, and only then."""
-        self._silent[client.session] = client
-        if len(self._silent) > _MOST_SILENT:
-            self._hang_up_on_the_most_silent()
-        admitted = None
-        while admitted is None:
-            try:
-                data = await self._loop.sock_recv(client.connection, _EARLY_BYTES)
-            except OSError:
-                data = b""
-            if not data:
-                return False
-            client.early += data
-            admitted = urp.is_opening(bytes(client.early[: urp.OPENING_SIZE]))
-        if self._silent.pop(client.session, None) is None:  # hung up on meanwhile, though its bytes came yet
-            return False
-        if not admitted:
-            self._journal.log(messages.CLIENT_NOT_UNO, client=client.peer)
+        """Wait for the first bytes: only what begins as URP gets an office, and only then. They stay in the socket."""
+        opening = _peek(client)
+        if len(opening) < OPENING_SIZE:
+            opening = await self._wait_for_words(client)
+        admitted = bool(is_opening(opening))
+        if opening and not admitted:
+            self._journal.log(messages.CLIENT_NOT_UNO, client=client.peer.name)
         return admitted
 
-    async def _lease(self, client: Client) -> tuple[Office, socket.socket] | None:
-        """Queue until there is a worker that can be reached; None for a client that was refused or has left."""
-        joined = time.monotonic()
-        actions = self.pool.join(client.session, joined)
-        while (number := await self._queue(client, actions)) is not None:
+    async def _lease(self, client: Client) -> bool:
+        """Queue until there is a worker that can be reached; False for a client that was refused or has left."""
+        place = Waiting(time.monotonic(), client.peer.host)
+        join = partial(self.pool.join, client.session, place.joined, place.host)
+        actions = [] if client.adopted else join()
+        while isinstance(turn := await self._queue(client, actions), int):
             try:
-                office = self.keeper.office(number)
-                connection = office.connect()
+                client.office = self.keeper.office(turn).connect()
                 break
             except WorkerLostError as error:
-                self.worker_lost(number, Reason.CRASHED, str(error))
-            actions = self.pool.rejoin(client.session, joined, time.monotonic())
-        else:
-            return None
-        client.worker = number
-        client.broken.clear()
-        waited = time.monotonic() - joined
+                self.worker_lost(turn, Reason.CRASHED, str(error))
+            except NoDescriptorError:
+                self._do(self.pool.give_back(turn, client.session, time.monotonic()))
+                self._do([self.pool.turn_away(client.session, Reason.NO_DESCRIPTOR)])
+                turn = Reason.NO_DESCRIPTOR
+                break
+            actions = self.pool.rejoin(client.session, place, time.monotonic())
+        if isinstance(turn, Reason):
+            await self._tell(client, turn)
+        if client.office is None or not isinstance(turn, int):
+            return False
+        client.worker = turn
+        client.adopted = client.broken = False
+        self._keep(client, f"session-{client.session}-{turn}", client.connection, client.office)
         self._journal.log(
-            messages.SESSION_BEGIN, session=client.session, client=client.peer, worker=number, seconds=waited
+            messages.SESSION_BEGIN,
+            session=client.session,
+            client=client.peer.name,
+            worker=turn,
+            seconds=time.monotonic() - place.joined,
         )
-        return office, connection
+        return True
 
-    async def _queue(self, client: Client, actions: Iterable[Action]) -> int | None:
-        """Wait for the client's turn; a client that leaves while it waits is dropped at once."""
+    async def _queue(self, client: Client, actions: Iterable[Action]) -> int | Reason | None:
+        """Wait for the client's turn; None for a client that has left, which is dropped at once."""
         client.turn = self._loop.create_future()
-        self._loop.add_reader(client.connection, self._hear_waiting, client)
         self._do(actions)
+        if not client.turn.done():
+            self._departures.watch(client.connection, partial(self._left, client))
+            if len(self.pool.queue) <= _MOST_KEPT:
+                self._keep(client, f"waiting-{client.session}", client.connection)
         try:
             return await client.turn
         finally:
-            self._loop.remove_reader(client.connection)
+            self._departures.unwatch(client.connection)
 
-    async def _forward(self, client: Client, connection: socket.socket) -> Ended:
-        """Let client and office talk until the office lets go. Closes both connections."""
+    async def _tell(self, client: Client, reason: Reason) -> None:
+        """Answer the client's first request with the reason: an exception of UNO's."""
+        self._let_go(client)
+        refusal = Refusal(self._refusal(client, reason))
+        with contextlib.suppress(OSError, ProtocolError):  # OSError: TimeoutError too
+            async with asyncio.timeout(_REFUSAL_LIMIT):
+                _hear_every_byte(client)
+                while not refusal.done and (data := await self._loop.sock_recv(client.connection, 4096)):
+                    await self._loop.sock_sendall(client.connection, refusal.receive(data))
+                client.connection.shutdown(socket.SHUT_WR)
+                while await self._loop.sock_recv(client.connection, 4096):  # closing with bytes unread takes ours away
+                    pass
+
+    async def _forward(self, client: Client) -> Ended:
+        """Let client and office talk until the office lets go. Ends both connections."""
+        assert client.office is not None
+        assert client.worker is not None
         began = time.monotonic()
-        with contextlib.closing(client.connection), contextlib.closing(connection):
-            client.forwarding = Forwarding(client.connection, connection)
-            first = bytes(client.early)
-            client.early.clear()
-            ended = await client.forwarding.run(first)
+        slot = self._store.marks.slot(client.worker)
+        holding = Holding(slot.memory, slot.to_office_index, slot.to_client_index)
+        _hear_every_byte(client)
+        client.forwarding = Forwarding(client.connection, client.office, self._session_limits(), holding)
+        if client.broken:
+            client.forwarding.office_lost()
+        ended = await client.forwarding.run()
+        self._close(client)
         self._journal.log(
             messages.SESSION_END,
             session=client.session,
             worker=client.worker,
-            client=client.peer,
-            by=ended.by,
+            client=client.peer.name,
+            by=f"{ended.by}: {ended.limit}" if ended.limit else ended.by,
             seconds=time.monotonic() - began,
             to_office=ended.to_office,
             to_client=ended.to_client,
         )
         return ended
 
-    async def _inspect(self, client: Client, office: Office, ended: Ended) -> Reason | None:
-        """Say why the worker can't go on to the next client; None if it can, or if it has been taken away already."""
-        if client.worker is None or not self.pool.inspect(client.worker, client.session, time.monotonic()):
+    async def _inspect(self, client: Client, ended: Ended) -> Verdict | None:
+        """Say whether the worker can go on to the next client; None if it has been taken away already."""
+        assert client.worker is not None
+        if not self.pool.inspect(client.worker, client.session, time.monotonic()):
             return None
-        if not ended.office_let_go:
-            return Reason.HUNG
+        doubt = _doubt(client, ended)
+        within = self.config.pool.probe_timeout
         try:
-            await office.greet(GREETING_LIMIT)
-        except WorkerHungError:
-            return Reason.HUNG
-        except WorkerLostError:
-            # It is about to exit; how, the supervisor tells, and the pool then acts on that.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(client.broken.wait(), _EXIT_LIMIT)
-            return Reason.CRASHED
-        return Reason.CUT_OFF if ended.by is Side.OFFICE else None
+            office = self.keeper.office(client.worker)
+            verdict = await office.inspect(min(within, _DIAGNOSIS_LIMIT) if doubt.fault else within)
+        except (NoDescriptorError, WorkerLostError) as error:
+            verdict = Verdict(Reason.CUT_OFF, error.message)
+        if verdict.fault is Reason.CRASHED:
+            await self._wait_for_exit(client)
+        if verdict.fault is Reason.HUNG and doubt.fault:
+            return Verdict(Reason.HUNG, f"{doubt.detail or doubt.fault}, {verdict.detail}")
+        return verdict if verdict.fault else doubt if doubt.fault else verdict
 
-    def _release(self, client: Client, fault: Reason | None) -> None:
+    def _release(self, client: Client, verdict: Verdict | None) -> None:
         """Give the worker back to the pool."""
-        if client.worker is not None:
-            self._do(self.pool.release(client.worker, client.session, time.monotonic(), fault))
+        if client.worker is not None and verdict is not None:
+            number, now = client.worker, time.monotonic()
+            actions = self.pool.release(number, client.session, now, **asdict(verdict))
+            self._mark(number)
+            self._do(actions)
 
     # What the life of a client is made of
 
@@ -274,37 +447,86 @@ class Broker:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _accept_again(self, sockets: Sequence[socket.socket]) -> None:
-        if not self._stop.is_set():
+        if self._end is None:
             self._accept_from(sockets)
+
+    async def _wait_for_words(self, client: Client) -> bytes:
+        """Return what a client says first; nothing if it leaves, or if more clients than we bear are as silent."""
+        self._silent[client.session] = client
+        if len(self._silent) > _MOST_SILENT:
+            self._hang_up_on_the_most_silent()
+        # Whoever sends less than that at once is no UNO client; a TCP socket is not readable before it is all there.
+        with contextlib.suppress(OSError):
+            client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, OPENING_SIZE)
+        readable = self._loop.create_future()
+        self._loop.add_reader(client.connection, _set, readable)
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(client.connection)
+        if self._silent.pop(client.session, None) is None:  # hung up on meanwhile, though its bytes came yet
+            return b""
+        return _peek(client)
 
     def _hang_up_on_the_most_silent(self) -> None:
         client = self._silent.pop(next(iter(self._silent)))
         silent = time.monotonic() - client.since
-        self._journal.log(messages.CLIENT_SILENT, client=client.peer, seconds=silent, limit=_MOST_SILENT)
-        _hang_up(client)
+        self._journal.log(messages.CLIENT_SILENT, client=client.peer.name, seconds=silent, limit=_MOST_SILENT)
+        _hang_up(client.connection)
 
-    def _hear_waiting(self, client: Client) -> None:
-        """Keep what a waiting client says, up to a limit, and notice when it leaves."""
-        try:
-            data = client.connection.recv(_EARLY_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        client.early += data
-        if len(client.early) > _EARLY_BYTES:
-            self._loop.remove_reader(client.connection)
-        if not data:
-            self._loop.remove_reader(client.connection)
-            waited = time.monotonic() - client.since
-            self._journal.log(messages.CLIENT_LEFT, client=client.peer, session=client.session, seconds=waited)
-            self._do(self.pool.leave(client.session, time.monotonic()))
-            self._take_turn(client.session, None)
+    def _left(self, client: Client) -> None:
+        """Drop a client that has left the queue."""
+        waited = time.monotonic() - client.since
+        self._journal.log(messages.CLIENT_LEFT, client=client.peer.name, session=client.session, seconds=waited)
+        self._do(self.pool.leave(client.session, time.monotonic()))
+        self._take_turn(client.session, None)
 
-    def _take_turn(self, session: int, number: int | None) -> None:
+    def _take_turn(self, session: int, turn: int | Reason | None) -> None:
         client = self.clients[session]
         if client.turn is not None and not client.turn.done():
-            client.turn.set_result(number)
+            client.turn.set_result(turn)
+
+    def _keep(self, client: Client, name: str, *sockets: socket.socket) -> None:
+        """Let the client outlive us, under this name from now on."""
+        if client.stored != name:
+            before, client.stored = client.stored, name
+            self._store.keep(name, *sockets)
+            if before:
+                self._store.drop(before)
+
+    def _let_go(self, client: Client) -> None:
+        """Let the client outlive us no more."""
+        if client.stored:
+            self._store.drop(client.stored)
+            client.stored = ""
+
+    def _close(self, client: Client) -> None:
+        """End the client's connections, to which the store may hold another descriptor, and have it forget them."""
+        for connection in (client.connection, client.office):
+            if connection is not None:
+                _hang_up(connection)
+        self._let_go(client)
+
+    async def _wait_for_exit(self, client: Client) -> None:
+        """Give an office that can't be reached time to exit: how, its supervisor tells, and the pool acts on that."""
+        if not client.broken:
+            client.on_broken = self._loop.create_future()
+            await asyncio.wait([client.on_broken], timeout=_EXIT_LIMIT)
+
+    def _session_limits(self) -> SessionLimits:
+        session = self.config.session
+        return SessionLimits(session.timeout, session.idle_timeout, session.grace)
+
+    def _refusal(self, client: Client, reason: Reason) -> str:
+        """Return what to tell a client that gets no office."""
+        return messages.REFUSALS[reason].format(
+            workers=self.config.pool.workers,
+            queued=len(self.pool.queue),
+            host=client.peer.host,
+            max_per_host=self.config.queue.max_per_host,
+            timeout=self.config.queue.timeout,
+            trouble=self.pool.trouble,
+        )
 
     # What became of the workers
 
@@ -312,11 +534,17 @@ class Broker:
         """Take the worker into service."""
         seconds = time.monotonic() - self.pool.workers[number].since
         self._journal.log(messages.WORKER_READY, worker=number, pid=office.pid, seconds=seconds)
-        self._do(self.pool.ready(number, time.monotonic()))
+        actions = self.pool.ready(number, time.monotonic())
+        self._mark(number)
+        self._do(actions)
 
     def worker_not_started(self, number: int, detail: str) -> None:
         """Have the pool back off."""
-        self._do(self.pool.not_started(number, time.monotonic(), detail))
+        self._do(self.pool.not_started(number, time.monotonic(), f"{detail}{self.keeper.details(number)}"))
+
+    def worker_probed(self, number: int, verdict: Verdict) -> None:
+        """Have the pool keep or replace it."""
+        self._do(self.pool.probed(number, time.monotonic(), **asdict(verdict)))
 
     def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
         """Have the pool recover it."""
@@ -340,37 +568,52 @@ class Broker:
                 case Stop(number, reason, detail):
                     self._tell_why(number, reason, detail)
                     self.keeper.stop(number)
+                case Probe(number):
+                    self.keeper.probe(number)
                 case Lease(number, session):
+                    self._mark(number)
                     self._take_turn(session, number)
                 case Break(_, session):
                     self._break(self.clients[session])
                 case Refuse(session, reason):
                     self._refuse(self.clients[session], reason)
+        self._store.marks.totals = astuple(self.pool.totals)
         self._reporter.changed()
         self._set_timer()
-        if self.pool.closed:
-            self._all_stopped.set()
+        self._end_if_unused()
+        self._news.set()
 
     def _tell_why(self, number: int, reason: Reason, detail: str) -> None:
         if reason is Reason.NOT_STARTED:
-            self._journal.log(
-                messages.WORKER_NOT_STARTED, worker=number, detail=detail, details=self.keeper.details(number)
-            )
-        elif reason is not Reason.CLOSING:
+            self._journal.log(messages.WORKER_NOT_STARTED, worker=number, detail=detail)
+        elif reason not in (Reason.CLOSING, Reason.NOT_NEEDED):
             message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
             self._journal.log(message, worker=number, detail=detail or reason)
 
     def _break(self, client: Client) -> None:
-        client.broken.set()
+        client.broken = True
         if client.forwarding is not None:
             client.forwarding.office_lost()
+        if client.on_broken is not None:
+            _set(client.on_broken)
 
     def _refuse(self, client: Client, reason: Reason) -> None:
-        waited = time.monotonic() - client.since
         self._journal.log(
-            messages.CLIENT_REFUSED, session=client.session, client=client.peer, seconds=waited, reason=reason
+            messages.CLIENT_REFUSED,
+            session=client.session,
+            client=client.peer.name,
+            seconds=time.monotonic() - client.since,
+            text=self._refusal(client, reason),
         )
-        self._take_turn(client.session, None)
+        self._take_turn(client.session, reason)
+
+    def _mark(self, number: int) -> None:
+        """Note about a worker what the next broker has to know of it, if this one is killed."""
+        worker, slot = self.pool.workers[number], self._store.marks.slot(number)
+        office = self.keeper.running(number)
+        slot.pid = office.pid if office else 0
+        slot.leased = worker.client is not None or worker.state is State.STOPPING
+        slot.uses, slot.max_uses, slot.since = worker.uses, worker.max_uses, worker.started
 
     def _set_timer(self) -> None:
         """Call the pool's `tick` when it has something to do."""
@@ -378,24 +621,103 @@ class Broker:
             self._due.cancel()
             self._due = None
         if (deadline := self.pool.deadline) is not None:
-            delay = max(0.0, deadline - time.monotonic())
-            self._due = self._loop.call_later(delay, lambda: self._do(self.pool.tick(time.monotonic())))
+            self._due = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._due = None
+        forwardings = {client.session: client.forwarding for client in self.clients.values() if client.forwarding}
+        still = {client: since for client, it in forwardings.items() if (since := it.still_since) is not None}
+        self._do(self.pool.tick(time.monotonic(), still))
+
+    def _end_if_unused(self) -> None:
+        if self._ends_unused and self.pool.unused and not self.clients and self._end is None:
+            self._journal.log(messages.BROKER_UNUSED, seconds=self.config.pool.idle_timeout)
+            self.end(End.STOP)
 
     def _count(self, state: State) -> int:
         return sum(worker.state is state for worker in self.pool.workers.values())
 
 
-def _hang_up(client: Client) -> None:
+def _doubt(client: Client, ended: Ended) -> Verdict:
+    """Say what, of the way a session ended, speaks against its office, however well that answers."""
+    if client.adopted:
+        return Verdict(Reason.ADOPTED)
+    if ended.by is Side.OFFICE:
+        return Verdict(Reason.CUT_OFF)
+    if ended.call_under_way:
+        return Verdict(Reason.DIRTY, "its session ended amid a call")
+    if not ended.office_let_go and ended.by is Side.CLIENT:
+        return Verdict(Reason.DIRTY, "it did not let go of a client that had gone")
+    return Verdict()
+
+
+def _peek(client: Client) -> bytes:
+    """Look at the first bytes; none if nothing has come, or nothing will."""
+    try:
+        return client.connection.recv(OPENING_SIZE, socket.MSG_PEEK)
+    except OSError:
+        return b""
+
+
+def _set(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _hear_every_byte(client: Client) -> None:
+    """Undo what `_wait_for_words` did."""
+    with contextlib.suppress(OSError):
+        client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+def _hang_up(connection: socket.socket) -> None:
     """End the connection; whoever waits for its bytes then gets the end of file."""
     with contextlib.suppress(OSError):
-        client.connection.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _sort(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int, Client], list[Client]]:
+    """Sort what the store kept into sessions by worker and waiting clients in order; close what is neither."""
+    sessions: dict[int, Client] = {}
+    waiting: dict[int, Client] = {}
+    for name, sockets in left.items():
+        match name.split("-"), sockets:
+            case ["session", session, worker], [connection, office]:
+                client = _adopted(name, int(session), connection)
+                office.setblocking(False)  # noqa: FBT003
+                client.office, client.worker = office, int(worker)
+                sessions[int(worker)] = client
+            case ["waiting", session], [connection]:
+                waiting[int(session)] = _adopted(name, int(session), connection)
+            case _:
+                for connection in sockets:
+                    connection.close()
+    for client in sessions.values():  # the broker before was killed as it leased
+        if (twice := waiting.pop(client.session, None)) is not None:
+            twice.connection.close()
+    return sessions, [waiting[session] for session in sorted(waiting)]
+
+
+def _adopted(name: str, session: int, connection: socket.socket) -> Client:
+    connection.setblocking(False)  # noqa: FBT003
+    peer = listeners.peer(connection)
+    return Client(session, connection, peer, time.monotonic(), stored=name, adopted=True)
 
 
 def _limits(config: Config) -> Limits:
+    pool, queue = config.pool, config.queue
     return Limits(
-        workers=config.pool.workers,
-        max_uses=config.pool.max_uses,
-        max_uses_jitter=config.pool.max_uses_jitter,
-        max_clients=config.queue.max_clients,
-        queue_timeout=config.queue.timeout,
+        workers=pool.workers,
+        min_workers=pool.min_workers,
+        spare_workers=pool.spare_workers,
+        max_uses=pool.max_uses,
+        max_uses_jitter=pool.max_uses_jitter,
+        max_age=pool.max_age,
+        max_memory=pool.max_memory,
+        idle_timeout=pool.idle_timeout,
+        probe_interval=pool.probe_interval,
+        max_clients=queue.max_clients,
+        max_per_host=queue.max_per_host,
+        queue_timeout=queue.timeout,
+        starts=os.cpu_count() or 1,
     )

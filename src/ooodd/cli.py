@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one command, ooodd(8): run, status, stop, check-config."""
+"""The one command, ooodd(8): run, status, stop, drain, check-config."""
 
 import argparse
 import asyncio
@@ -10,15 +10,17 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ooodd import __version__, admin, config, eager, listeners, messages
-from ooodd.broker import Broker
-from ooodd.errors import BusError, ConfigError, OooddError
+from ooodd.broker import Broker, End
+from ooodd.errors import ConfigError, OooddError
 from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.notify import NoNotifier, SystemdNotifier
 from ooodd.processes import ProcessSupervisor
 from ooodd.socketfailure import socket_failure
+from ooodd.store import NoStore, SystemdStore
 from ooodd.table import table
 from ooodd.units import UnitSupervisor
 
@@ -55,17 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(command=_status)
 
-    stop = commands.add_parser("stop", help="end the running broker with its sessions and offices")
+    stop = commands.add_parser("stop", help="end the running broker with its sessions and offices, at once")
     stop.set_defaults(command=_stop)
+
+    drain = commands.add_parser("drain", help="end the running broker and its offices when the last session has ended")
+    drain.set_defaults(command=_drain)
 
     check = commands.add_parser("check-config", help="say whether the configuration can be used")
     check.add_argument("file", type=Path, nargs="?", help=f"instead of {config.DEFAULT_PATH}")
     check.set_defaults(command=_check_config)
 
-    # For ooodd-socket-failed.service, so without help.
+    # For ExecReload= of ooodd.service and for ooodd-socket-failed.service, so without help.
+    reload = commands.add_parser("reload")
+    reload.set_defaults(command=_reload)
     commands.add_parser("explain-socket-failure").set_defaults(command=_explain_socket_failure)
 
-    for command in (run, status, stop):
+    for command in (run, status, stop, drain, reload):
         command.add_argument("--runtime-directory", type=Path, metavar="DIR", default=None, help="where the control "
                              "socket is (/run/ooodd, or one of your own in the foreground)")  # fmt: skip
     return parser
@@ -84,16 +91,21 @@ def _under_systemd() -> bool:
 async def _run_as_service(options: argparse.Namespace) -> int:
     """Offices are units, the listeners come from systemd, messages go to the journal."""
     journal: Journal = SystemdJournal("info")
-    sockets = []
+    notifier = SystemdNotifier()
+    sockets: list[socket.socket] = []
     try:
-        sockets = listeners.from_systemd()
+        sockets, passed = listeners.from_systemd()
+        store, left = SystemdStore.take_over(notifier, passed)
         settings = config.load(options.config)
-        journal = SystemdJournal(settings.log.level)
+        journal.set_level(settings.log.level)
         supervisor = await UnitSupervisor.connect()
+        supervisor.on_bus = partial(_tell_of_bus, journal)
         try:
-            await supervisor.stop_leftovers(settings.pool.workers)
-            broker = Broker(settings, supervisor, journal, SystemdNotifier())
-            await _serve(broker, sockets, options, supervisor.bus_lost)
+            await supervisor.stop_others(await supervisor.running())
+            running = await supervisor.running()  # nothing is awaited from here on until they are the broker's
+            broker = Broker(settings, supervisor, journal, notifier, store)
+            broker.adopt(left, running)
+            await _serve(broker, sockets, options, supervisor)
         finally:
             await supervisor.close()
     except OooddError as error:
@@ -104,6 +116,7 @@ async def _run_as_service(options: argparse.Namespace) -> int:
     finally:
         for listener in sockets:
             listener.close()
+        notifier.close()
     return 0
 
 
@@ -114,8 +127,8 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
     supervisor = ProcessSupervisor(options.office)
     supervisor.remove_leftovers()
     try:
-        broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier())
-        await _serve(broker, [listener], options, asyncio.get_running_loop().create_future())
+        broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier(), NoStore())
+        await _serve(broker, [listener], options)
     finally:
         await supervisor.close()
         listener.close()
@@ -123,26 +136,33 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
 
 
 async def _serve(
-    broker: Broker, sockets: list[socket.socket], options: argparse.Namespace, lost: "asyncio.Future[None]"
+    broker: Broker, sockets: list[socket.socket], options: argparse.Namespace, units: UnitSupervisor | None = None
 ) -> None:
-    """Run the broker until a signal or `ooodd stop` ends it, or the bus is lost, which is a `BusError`."""
+    """Run the broker until a signal or a command ends it, or, as a service, until it is not needed any more."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, broker.stop)
-    control = admin.ControlSocket(broker, _runtime_directory(options))
+    ending: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGTERM, lambda: ending.add(asyncio.create_task(_terminate(broker, units))))
+    loop.add_signal_handler(signal.SIGINT, broker.end, End.STOP)
+    control = admin.ControlSocket(broker, _runtime_directory(options), lambda: config.load(options.config))
     await control.open()
-    serving = asyncio.create_task(broker.run(sockets), name="broker")
     try:
-        await asyncio.wait([serving, lost], return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
-            raise BusError(
-                "the connection to the system message bus is lost, and with it systemd", "systemd restarts ooodd"
-            )
-        await serving
+        await broker.run(sockets, ends_unused=units is not None)
     finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         await control.close()
+
+
+async def _terminate(broker: Broker, units: UnitSupervisor | None) -> None:
+    """End as SIGTERM means it: systemd sends it to stop the service and to restart it, and only it knows which."""
+    restarts = units is not None and await units.own_job() == "restart"
+    broker.end(End.HAND_OVER if restarts else End.DRAIN)
+
+
+def _tell_of_bus(journal: Journal, why: str | None) -> None:
+    if why is None:
+        journal.log(messages.BUS_BACK)
+    else:
+        journal.log(messages.BUS_LOST, detail=why)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -154,6 +174,17 @@ def _status(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     admin.ask(_runtime_directory(options), "stop")
     print("ooodd stops. Where ooodd.socket is active, the next client starts it again (systemctl stop ooodd.socket).")
+    return 0
+
+
+def _drain(options: argparse.Namespace) -> int:
+    admin.ask(_runtime_directory(options), "drain")
+    print("ooodd ends when the last session has, or after [session] drain_timeout; new clients wait in the socket.")
+    return 0
+
+
+def _reload(options: argparse.Namespace) -> int:
+    admin.ask(_runtime_directory(options), "reload")
     return 0
 
 

@@ -16,6 +16,9 @@ class Journal(Protocol):
     def log(self, message: Message, **fields: object) -> None:
         """Write the message, its text filled with the fields, if the level lets it through."""
 
+    def set_level(self, level: str) -> None:
+        """Go by another of the configuration's levels."""
+
 
 class SystemdJournal:
     """systemd-journald, by its native protocol."""
@@ -25,6 +28,10 @@ class SystemdJournal:
         from systemd.journal import send  # noqa: PLC0415 - absent in foreground use
 
         self._send = send
+        self._most = LEVELS[level]
+
+    def set_level(self, level: str) -> None:
+        """Go by another level."""
         self._most = LEVELS[level]
 
     def log(self, message: Message, **fields: object) -> None:
@@ -48,6 +55,10 @@ class StreamJournal:
         """Take one of the configuration's levels; the stream stays the caller's."""
         self._most = LEVELS[level]
         self._stream = stream
+
+    def set_level(self, level: str) -> None:
+        """Go by another level."""
+        self._most = LEVELS[level]
 
     def log(self, message: Message, **fields: object) -> None:
         """Write the message as one line."""

@@ -4,6 +4,7 @@
 import errno
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ooodd.errors import ListenError
 
@@ -11,15 +12,20 @@ from ooodd.errors import ListenError
 SOCKET_NAME = "uno"
 # SOMAXCONN caps it; ooodd.socket asks for the same.
 _BACKLOG = 4096
+# Clients that never dispose and vanish: seen after 60 s + 6 x 10 s, as ooodd.socket says too.
+_KEEP_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
 # Clients accepted in one go before the loop gets to everything else.
 _BATCH = 64
 
 
-def from_systemd() -> list[socket.socket]:
-    """Return the listeners that systemd passed, all verified; the caller closes them. `ListenError`."""
+def from_systemd() -> tuple[list[socket.socket], dict[int, str]]:
+    """Return the listeners that systemd passed, all verified, and the names of all other descriptors that it passed.
+
+    The caller closes both. Raises `ListenError`, and then has closed the listeners.
+    """
     from systemd.daemon import listen_fds_with_names  # noqa: PLC0415 - absent in foreground use
 
-    passed = listen_fds_with_names(unset_environment=True)
+    passed = dict(listen_fds_with_names(unset_environment=True))
     listeners: list[socket.socket] = []
     try:
         listeners.extend(_verified(fd) for fd, name in passed.items() if name == SOCKET_NAME)
@@ -33,7 +39,7 @@ def from_systemd() -> list[socket.socket]:
             f'systemd passed no socket named "{SOCKET_NAME}" (passed: {names})',
             f"ooodd.socket must be active and have FileDescriptorName={SOCKET_NAME}; systemctl start ooodd.socket",
         )
-    return listeners
+    return listeners, {fd: name for fd, name in passed.items() if name != SOCKET_NAME}
 
 
 def _verified(fd: int) -> socket.socket:
@@ -60,6 +66,8 @@ def listen(address: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
         listener.bind((host.strip("[]"), int(port)))
         listener.listen(_BACKLOG)
     except (OSError, TypeError) as error:  # TypeError: IDNA finds the host's name impossible
@@ -70,8 +78,15 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
-def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, str]]:
-    """Yield the clients that wait, as (socket, address for humans), a batch at the most; the caller closes them.
+class Peer(NamedTuple):
+    """Who is at the other end: its address for humans, and its host, of which there may be many clients."""
+
+    name: str
+    host: str
+
+
+def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, Peer]]:
+    """Yield the clients that wait, a batch at the most; the caller closes them.
 
     Raises the OSError of accept(2) that means trouble here (EMFILE, ENFILE, ENOBUFS, ENOMEM); a client that has gone
     again before it was accepted is none.
@@ -91,6 +106,14 @@ def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, str]]:
         yield client, _peer(address)
 
 
+def peer(connection: socket.socket) -> Peer:
+    """Return who is at the other end of an accepted connection."""
+    try:
+        return _peer(connection.getpeername())
+    except OSError:  # it has gone
+        return Peer("a client that has gone", "")
+
+
 def refuse_waiting(listeners: list[socket.socket]) -> None:
     """Close whoever waits in the listeners: for a broker that can't start, lest it is started again at once.
 
@@ -103,11 +126,11 @@ def refuse_waiting(listeners: list[socket.socket]) -> None:
 
 def name(listener: socket.socket) -> str:
     """Return the listener's address for humans."""
-    return _peer(listener.getsockname())
+    return _peer(listener.getsockname()).name
 
 
-def _peer(address: object) -> str:
+def _peer(address: object) -> Peer:
     if isinstance(address, tuple):
         host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return str(address) or "a local process"
+        return Peer(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)
+    return Peer(str(address) or "a local process", "this host")

@@ -9,6 +9,8 @@ also become OOODD_WORKER=, OOODD_CLIENT= and OOODD_SESSION=.
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ooodd.actions import Reason
+
 
 class Priority(IntEnum):
     """syslog(3) priorities, as far as they are used here."""
@@ -39,8 +41,30 @@ BROKER_READY = Message(
 BROKER_STOPPING = Message(
     "cefd5c15f2a04b70a2e50dbb4758ccdf",
     Priority.NOTICE,
-    "stopping: {sessions} sessions end, {queued} waiting clients are let go",
+    "stopping: {sessions} sessions have {seconds:g} s to end, {queued} waiting clients are let go",
 )
+BROKER_UNUSED = Message(
+    "aa10959359b7494ca6b405b2027ae0dd", Priority.NOTICE, "no client for {seconds:g} s: ooodd ends, the next starts it"
+)
+BROKER_HANDS_OVER = Message(
+    "23cb533b696e4c5bb2cc08b353a9d0e0",
+    Priority.NOTICE,
+    "restarting: {sessions} sessions and {queued} waiting clients go on under the next ooodd",
+)
+BROKER_TAKES_OVER = Message(
+    "b5a1a21ee5aa4c67ab763895583d55c3",
+    Priority.NOTICE,
+    "taken over from the ooodd before: {workers} workers, {sessions} sessions, {queued} waiting clients",
+)
+BROKER_RELOADED = Message(
+    "47c8b61020cd422fab9725d68009ea98", Priority.NOTICE, "configuration applied: {workers} workers"
+)
+BUS_LOST = Message(
+    "9ceafdccb81f423d892d123564ea5a54",
+    Priority.WARNING,
+    "{detail}; sessions go on, offices can't be started till it is back",
+)
+BUS_BACK = Message("469ac10d2af94bf78827d7f9f5de4cea", Priority.NOTICE, "the system message bus is back")
 BROKER_FAILED = Message("51f9869e473543bdab64b5f878672223", Priority.ERROR, "{error}")
 SOCKET_FAILED = Message(
     "f6e7e70b40e74d628c776d35d0535c4b",
@@ -67,7 +91,7 @@ CLIENT_LEFT = Message(
     "2916160d546f496b87464eb21fecf841", Priority.INFO, "{client} left after waiting {seconds:.1f} s for a worker"
 )
 CLIENT_REFUSED = Message(
-    "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {seconds:.1f} s: {reason}"
+    "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {seconds:.1f} s: {text}"
 )
 SESSION_BEGIN = Message(
     "836660fcf22f409489eb33b97d46664d",
@@ -79,6 +103,11 @@ SESSION_END = Message(
     Priority.INFO,
     "session {session}: ended by {by} after {seconds:.1f} s, {to_office} bytes to the office, {to_client} back",
 )
+SESSION_LOST = Message(
+    "94f8b9d7836a403194f8aa3ade51edc4",
+    Priority.WARNING,
+    "session {session} of {client} with worker {worker} could not outlive the ooodd before: {why}",
+)
 WORKER_READY = Message(
     "38067f17caa6424e91f9e2407d31a890", Priority.DEBUG, "worker {worker} is ready after {seconds:.2f} s, pid {pid}"
 )
@@ -89,15 +118,37 @@ WORKER_CRASHED = Message(
 WORKER_HUNG = Message(
     "4ca807db7c494251a39e89572e4cc65f",
     Priority.WARNING,
-    "worker {worker} does not answer after its session and is restarted",
+    "worker {worker} does not answer and is restarted: {detail}",
+)
+WORKER_DIRTY = Message(
+    "5fa0532a383b470289740fa6aa87c1f6",
+    Priority.INFO,
+    "worker {worker} is not as it was before its session and is restarted: {detail}",
+)
+WORKER_NOT_PROBED = Message(
+    "b7b8397ca42946e2a00b1dd7dd3d13ec", Priority.WARNING, "worker {worker} can't be looked at: {detail}"
 )
 WORKER_NOT_STARTED = Message(
     "1f7f4f960f8d4d219f3d3e93a7a2e67e",
     Priority.ERROR,
-    "worker {worker} can't be started: {detail}{details}",
+    "worker {worker} can't be started: {detail}",
 )
 WORKER_NOT_STOPPED = Message(
     "61a81eeda1ff41968430451bddace2fa", Priority.ERROR, "worker {worker} can't be stopped: {detail}"
 )
+
+# What a client is told that gets no office: the text of a com.sun.star.uno.RuntimeException. The journal has the same.
+REFUSALS = {
+    Reason.CLOSING: "ooodd: the service is stopping or starting anew; try again in a moment",
+    Reason.QUEUE_FULL: "ooodd: all {workers} workers are busy and {queued} clients wait already ([queue] max_clients)",
+    Reason.HOST_FULL: "ooodd: all {workers} workers are busy and {max_per_host} clients of {host} wait already "
+    "([queue] max_per_host)",
+    Reason.WAITED_TOO_LONG: "ooodd: none of the {workers} workers became free within {timeout:g} s ([queue] timeout); "
+    "try again later",
+    Reason.WAITS_FOR_ITSELF: "ooodd: this client waits for itself: sessions of {host} hold all {workers} workers, and "
+    "nothing moves on them; end one of them first, or raise [pool] workers above {workers}",
+    Reason.NO_OFFICE: "ooodd: no office can be started: {trouble}",
+    Reason.NO_DESCRIPTOR: "ooodd: no file descriptor is left; try again later, or raise LimitNOFILE= of ooodd.service",
+}
 
 ALL = [value for value in list(globals().values()) if isinstance(value, Message)]

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from ooodd.actions import Reason
 from ooodd.errors import StartError
-from ooodd.pool import Reason
 from ooodd.worker import EX_OSFILE, ORDERLY_STATUSES, Office, new_profile_command
 
 # As DefaultTimeoutStopSec= is for units: how long SIGTERM may take before SIGKILL, in seconds. Measured: 4-30 ms.
@@ -104,6 +104,10 @@ class ProcessSupervisor:
             if pipe.lstat().st_uid == os.getuid() and _is_dead(pipe):
                 shutil.rmtree(Path(tempfile.gettempdir()) / pipe.name.removeprefix(prefix), ignore_errors=True)
                 pipe.unlink(missing_ok=True)
+
+    async def running(self) -> dict[int, Office]:
+        """Return none: children die with their broker."""
+        return {}
 
     async def close(self) -> None:
         """End what was left running."""

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ooodd.errors import StartError, WorkerHungError, WorkerLostError, describe
+import psutil
+
+from ooodd.actions import Reason
+from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError, describe
 from ooodd.peer import credentials
-from ooodd.pool import Reason
+from ooodd.probe import Findings, Probe
 
 _Result = TypeVar("_Result")
 
@@ -26,13 +29,20 @@ PIPE_NAME = "uno"
 # The pipe appears when the office is ready; nothing else tells it, so try to connect, ever less often, in seconds.
 _FIRST_TRY = 0.005
 _LAST_TRY = 0.1
-# An office that lives greets within a millisecond; one that loads a big sheet was seen to take up to 1.5 s.
-GREETING_LIMIT = 5.0
 
 # Exit statuses of an office that are no fault: a client terminated it, SIGTERM, "start me again".
 ORDERLY_STATUSES = {0, 255, 81}
 # new-profile's exit status for "there is no office", sysexits.h.
 EX_OSFILE = 72
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an inspection says: the fault for which the office can't go on, if any, and the bytes that it has taken."""
+
+    fault: Reason | None = None
+    detail: str = ""
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,13 @@ class Office:
     def connect(self) -> socket.socket:
         """Connect to the office; the caller closes the socket, which doesn't block.
 
-        Raises `WorkerLostError` if there is no office at the pipe, or if it isn't this one.
+        Raises `WorkerLostError` if there is no office at the pipe, or if it isn't this one, and `NoDescriptorError`.
         """
         for path in self.pipes():
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:
+                raise NoDescriptorError(f"can't connect to {self.unit}: {error.strerror}") from error
             try:
                 connection.connect(str(path))
                 self._verify(connection)
@@ -76,40 +89,83 @@ class Office:
         if pid != self.pid:
             raise WorkerLostError(f"the pipe of {self.unit} belongs to process {pid}, not to its office, {self.pid}")
 
-    async def greet(self, within: float) -> None:
-        """Take the office's greeting and part again: URP's acceptor speaks first.
+    def memory(self) -> int:
+        """Return the bytes that the office shares with no file, and which go when it goes; 0 if it is gone."""
+        try:
+            memory = psutil.Process(self.pid).memory_info()
+        except (psutil.Error, OSError):
+            return 0
+        return int(memory.rss - memory.shared)
 
-        Returns when the office has closed its end too: a client that comes next is alone. Raises `WorkerLostError`
-        if it can't be reached, `WorkerHungError` if it is silent for longer than `within` seconds.
+    async def probe(self, within: float) -> Findings:
+        """Ask the office something that only one whose SolarMutex is free answers, and what is open in it.
+
+        Returns when the office has closed its end too: a client that comes next is alone. Raises `WorkerLostError` if
+        it can't be reached, `WorkerHungError` if all that takes longer than `within` seconds, `ProtocolError` if what
+        answers speaks no URP, `NoDescriptorError`.
         """
-        loop = asyncio.get_running_loop()
         with contextlib.closing(self.connect()) as connection:
             try:
                 async with asyncio.timeout(within):
-                    if not await loop.sock_recv(connection, 4096):
-                        raise WorkerLostError(f"{self.unit} closed its pipe without a greeting")
-                    connection.shutdown(socket.SHUT_WR)
-                    while await loop.sock_recv(connection, 4096):
-                        pass
+                    return await self._converse(connection)
             except TimeoutError as error:
-                raise WorkerHungError(f"{self.unit} did not greet within {within:g} s") from error
+                raise WorkerHungError(f"no answer within {within:g} s") from error
             except OSError as error:
                 raise WorkerLostError(f"{self.unit}: {error.strerror}") from error
 
+    async def _converse(self, connection: socket.socket) -> Findings:
+        loop = asyncio.get_running_loop()
+        probe = Probe()
+        while probe.findings is None:
+            data = await loop.sock_recv(connection, 65536)
+            if not data:
+                raise WorkerLostError(f"{self.unit} closed its pipe")
+            await loop.sock_sendall(connection, probe.receive(data))
+        connection.shutdown(socket.SHUT_WR)
+        while await loop.sock_recv(connection, 65536):
+            pass
+        return probe.findings
+
+    async def inspect(self, within: float) -> Verdict:
+        """Find out whether the office is fit for the next client; `NoDescriptorError` if that can't be found out.
+
+        A verdict of `CRASHED` means that it can't be reached: how it ended, its supervisor will tell.
+        """
+        try:
+            findings = await self.probe(within)
+        except WorkerHungError as error:
+            return Verdict(Reason.HUNG, error.message)
+        except WorkerLostError as error:
+            return Verdict(Reason.CRASHED, error.message)
+        except ProtocolError as error:
+            return Verdict(Reason.DIRTY, f"what answers is no office any more: {error.message}")
+        if not findings.clean:
+            return Verdict(Reason.DIRTY, _left_open(findings))
+        return Verdict(memory=self.memory())
+
     async def wait_ready(self, within: float) -> None:
-        """Wait until the office greets; `StartError` if it doesn't `within` seconds."""
+        """Wait until the office answers a probe; `StartError` if it doesn't `within` seconds."""
         delay = _FIRST_TRY
         try:
             async with asyncio.timeout(within):
                 while True:
                     with contextlib.suppress(WorkerLostError):
-                        return await self.greet(GREETING_LIMIT)
+                        await self.probe(within)
+                        return
                     await asyncio.sleep(delay)
                     delay = min(delay * 1.5, _LAST_TRY)
         except TimeoutError as error:
             raise StartError(
                 f"not ready within {within:g} s", "raise [pool] start_timeout if it is only slow"
             ) from error
+
+
+def _left_open(findings: Findings) -> str:
+    """Say what a client has left behind."""
+    left = [
+        f"{count} {what}" for count, what in ((findings.components, "documents"), (findings.frames, "frames")) if count
+    ]
+    return f"left open: {' and '.join(left) or 'a document'}"
 
 
 class Supervisor(Protocol):
@@ -135,8 +191,11 @@ class Supervisor(Protocol):
     async def stop(self, number: int) -> None:
         """End the office, if there is one, and wait until nothing of it is left. `OooddError` if that fails."""
 
+    async def running(self) -> dict[int, Office]:
+        """Return the offices that an earlier broker started and that still run; from now on `lost` tells of them."""
+
     async def close(self) -> None:
-        """Let go of all that the supervisor itself holds; every office has been stopped before."""
+        """Let go of all that the supervisor itself holds. Every office has been stopped before, or is left running."""
 
 
 class Events(Protocol):
@@ -147,6 +206,9 @@ class Events(Protocol):
 
     def worker_not_started(self, number: int, detail: str) -> None:
         """Tell that the worker could not be started."""
+
+    def worker_probed(self, number: int, verdict: Verdict) -> None:
+        """Tell what became of a probe."""
 
     def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
         """Tell that a started worker ended by itself."""
@@ -159,17 +221,20 @@ class Events(Protocol):
 
 
 class Keeper:
-    """Carries out the pool's Start and Stop, one at a time for each worker, and reports what came of it."""
+    """Carries out the pool's Start, Stop and Probe, one at a time for each worker, and reports what came of it."""
 
-    def __init__(self, supervisor: Supervisor, events: Events, start_timeout: float) -> None:
-        """Take over the supervisor's `lost`; closing the supervisor stays the caller's."""
+    def __init__(self, supervisor: Supervisor, events: Events, start_timeout: float, probe_timeout: float) -> None:
+        """Take over the supervisor's `lost`; closing the supervisor stays the caller's. Times in seconds."""
         self._supervisor = supervisor
         self._events = events
-        self._start_timeout = start_timeout
+        self.start_timeout = start_timeout
+        self.probe_timeout = probe_timeout
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._offices: dict[int, Office] = {}
         # Workers whose start was refused, so that there is nothing to stop.
         self._absent: set[int] = set()
+        # Offices that ended before the start that made them has returned, and how.
+        self._ended_early: dict[int, tuple[Office, str]] = {}
         supervisor.lost = self._lost
 
     def office(self, number: int) -> Office:
@@ -196,6 +261,14 @@ class Keeper:
         self._absent.discard(number)
         self._run(number, self._start(number))
 
+    def adopt(self, number: int, office: Office) -> None:
+        """Take over a running office."""
+        self._offices[number] = office
+
+    def probe(self, number: int) -> None:
+        """Begin to inspect a worker that has no client."""
+        self._run(number, self._probe(number))
+
     def stop(self, number: int) -> None:
         """Begin to stop the worker, whatever is under way for it."""
         self._offices.pop(number, None)
@@ -214,14 +287,26 @@ class Keeper:
 
     async def _start(self, number: int) -> None:
         try:
+            self._ended_early.pop(number, None)
             office = self._offices[number] = await _to_its_end(self._supervisor.start(number))
-            await office.wait_ready(self._start_timeout)
+            if (early := self._ended_early.pop(number, None)) is not None and early[0] is office:
+                raise StartError(early[1])  # noqa: TRY301
+            await office.wait_ready(self.start_timeout)
         except Exception as error:  # noqa: BLE001 - of ours too: the worker is tried again, later
             if isinstance(error, StartError) and number not in self._offices:
                 self._absent.add(number)
             self._events.worker_not_started(number, describe(error))
         else:
             self._events.worker_ready(number, office)
+
+    async def _probe(self, number: int) -> None:
+        try:
+            verdict = await self.office(number).inspect(self.probe_timeout)
+        except NoDescriptorError:  # that says nothing of the office
+            verdict = Verdict()
+        except Exception as error:  # noqa: BLE001 - of ours: the worker is replaced rather than trusted
+            verdict = Verdict(Reason.CUT_OFF, describe(error))
+        self._events.worker_probed(number, verdict)
 
     async def _stop(self, number: int, before: asyncio.Task[None] | None) -> None:
         if before is not None:
@@ -237,6 +322,8 @@ class Keeper:
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
         if self._offices.get(number) is office:
             self._events.worker_lost(number, reason, detail)
+        else:
+            self._ended_early[number] = office, detail
 
 
 async def _to_its_end(work: Coroutine[None, None, _Result]) -> _Result:
@@ -246,6 +333,8 @@ async def _to_its_end(work: Coroutine[None, None, _Result]) -> _Result:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # nobody wants to know, and asyncio complains of one that was never asked for
         raise
 
 

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A fake office and its supervisor, for timing and faults that reality does not repeat.
 
-The office listens on a real unix socket, greets like URP's acceptor and echoes what it gets. A fault is picked by name.
+The office listens on a real unix socket and greets like URP's acceptor. To the broker's probe it speaks URP; to a
+client of these tests, which begins with OPENING, it echoes what it gets. A fault is picked by name:
+
+- hang: never says a word. hang-after-session: from the end of its first session on. deaf: greets, and answers nothing.
+- close-early: closes each connection at once. crash-mid-reply: closes a session amid an answer.
+- never-let-go: does not close its end after a session. leaves-document, leaves-frame: has something open after one.
+- rubbish: answers a probe with what is no URP. no-pipe: does not listen at all.
 """
 
 import asyncio
@@ -9,18 +15,28 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from ooodd.actions import Reason
 from ooodd.errors import StartError
 from ooodd.messages import Message
-from ooodd.pool import Reason
 from ooodd.worker import Office
+from urp_office import BrokeOff, OfficeSide
 
-GREETING = b"office speaks first"
-# What a UNO client begins with: block header, and the five flags of a first message.
-OPENING = struct.pack(">IIB", 101, 1, 0xF8) + b"opening"
+GREETING = OfficeSide().greeting()
+# What a UNO client begins with: block header, and the five flags of a first message. A release, which nobody answers.
+OPENING = struct.pack(">IIBB", 9, 1, 0xF8, 0x02) + b"opening"
+
+
+def first_request() -> bytes:
+    """What a client asks first that agrees on nothing before: for StarOffice.ComponentContext. Nothing is cached."""
+    name, oid, tid = b"com.sun.star.uno.XInterface", b"StarOffice.ComponentContext", b"thread"
+    type_ = b"\x96\xff\xff" + bytes([len(name)]) + name
+    texts = b"".join(bytes([len(text)]) + text + b"\xff\xff" for text in (oid, tid))
+    message = b"\xf8\x00" + type_ + texts + type_
+    return struct.pack(">II", len(message), 1) + message
 
 
 class FakeOffice:
@@ -29,6 +45,7 @@ class FakeOffice:
     def __init__(self, path: Path, fault: str = "") -> None:
         self.fault = fault
         self.sessions: list[bytes] = []
+        self.probes = 0
         self.most_clients = 0
         self._clients: set[socket.socket] = set()
         self._path = path
@@ -62,7 +79,7 @@ class FakeOffice:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, BrokeOff):
             await self._talk(connection)
         connection.close()
         self._clients.discard(connection)
@@ -74,19 +91,41 @@ class FakeOffice:
         if self.fault == "close-early":
             return
         await loop.sock_sendall(connection, GREETING)
+        first = await loop.sock_recv(connection, 65536)
+        if self.fault == "deaf":
+            await asyncio.Event().wait()
+        if first[:8] == OPENING[:8]:  # a block of that size is none of a probe's
+            await self._echo(connection, first)
+        else:
+            await self._be_probed(connection, first)
+
+    async def _be_probed(self, connection: socket.socket, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        used = bool(self.sessions)
+        documents = int(used and self.fault == "leaves-document")
+        office = OfficeSide(documents, int(used and self.fault == "leaves-frame"), current=bool(documents))
+        self.probes += bool(data)
+        while data:
+            answer = office.receive(data)
+            await loop.sock_sendall(connection, b"rubbish!!" if self.fault == "rubbish" and used else answer)
+            data = await loop.sock_recv(connection, 65536)
+
+    async def _echo(self, connection: socket.socket, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
         heard = b""
-        while data := await loop.sock_recv(connection, 65536):
-            if not heard:
-                self.sessions.append(b"")
+        self.sessions.append(b"")
+        session = len(self.sessions) - 1
+        while data:
             heard += data
-            self.sessions[-1] = heard
+            self.sessions[session] = heard
             if self.fault == "crash-mid-reply":
                 await loop.sock_sendall(connection, data[: len(data) // 2])
                 return
             await loop.sock_sendall(connection, data)
-        if self.fault == "hang-after-session" and heard:
+            data = await loop.sock_recv(connection, 65536)
+        if self.fault == "hang-after-session":
             self.fault = "hang"
-        if self.fault == "never-let-go" and heard:
+        if self.fault == "never-let-go":
             await asyncio.Event().wait()
 
 
@@ -127,6 +166,10 @@ class FakeSupervisor:
         if number in self.offices:
             await self.offices.pop(number).close()
 
+    async def running(self) -> dict[int, Office]:
+        """What still runs, for a second broker."""
+        return {number: self._handles[number] for number in self.offices}
+
     async def kill(self, number: int, detail: str = "killed by signal 9") -> None:
         """Let the office die, and tell."""
         await self.offices.pop(number).close()
@@ -149,6 +192,9 @@ class ListJournal:
         self.lines.append((message, fields))
         self._news.set()
 
+    def set_level(self, level: str) -> None:
+        self.level = level
+
     def count(self, message: Message) -> int:
         return sum(logged is message for logged, _ in self.lines)
 
@@ -165,7 +211,7 @@ class ListNotifier:
     def __init__(self) -> None:
         self.states: list[str] = []
 
-    def notify(self, state: str) -> None:
+    def notify(self, state: str, fds: Sequence[int] = ()) -> None:  # noqa: ARG002
         self.states.append(state)
 
 

@@ -12,27 +12,39 @@ from pathlib import Path
 
 import pytest
 
-from fakes import GREETING, OPENING, FakeClient, FakeOffice, FakeSupervisor, ListJournal, ListNotifier
+from fakes import GREETING, OPENING, FakeClient, FakeOffice, FakeSupervisor, ListJournal, ListNotifier, first_request
 from ooodd import broker as broker_module
-from ooodd import forward, messages
-from ooodd.broker import Broker
+from ooodd import messages
+from ooodd.broker import Broker, End
 from ooodd.config import parse
 from ooodd.listeners import listen
 from ooodd.pool import State
+from ooodd.store import NoStore
 
 HELLO = GREETING + OPENING
+# A call that wants a reply, and which the fake office's echo doesn't answer as one.
+CALL = OPENING[:9] + b"\x03" + OPENING[10:]
+# A real client's first request, with no agreement on the protocol's properties before it.
+QUERY = first_request()
+
+
+async def asks(client: FakeClient) -> bytes:
+    """Ask for the office's context as a client does, and return all that comes."""
+    await client.send(QUERY)
+    return await client.receive(1 << 20)
 
 
 class World:
     """A running broker with what surrounds it."""
 
-    def __init__(self, config: str, plan: list[str], directory: Path) -> None:
+    def __init__(self, config: str, plan: list[str], directory: Path, *, ends_unused: bool) -> None:
         self.listener = listen("127.0.0.1:0")
         self.supervisor = FakeSupervisor(directory, plan)
         self.journal = ListJournal()
         self.notifier = ListNotifier()
-        self.broker = Broker(parse(config, "test"), self.supervisor, self.journal, self.notifier)
-        self.running = asyncio.create_task(self.broker.run([self.listener]), name="broker")
+        self.broker = Broker(parse(config, "test"), self.supervisor, self.journal, self.notifier, NoStore())
+        running = self.broker.run([self.listener], ends_unused=ends_unused)
+        self.running = asyncio.create_task(running, name="broker")
 
     def client(self) -> FakeClient:
         return FakeClient(self.listener.getsockname())
@@ -54,14 +66,16 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(config: str = "[pool]\nworkers=1", plan: list[str] | None = None) -> AsyncIterator[World]:
+async def world(
+    config: str = "[pool]\nworkers=1", plan: list[str] | None = None, *, ends_unused: bool = False
+) -> AsyncIterator[World]:
     # A pipe's path has 108 bytes at the most: tmp_path of a long test name may be too long.
     with tempfile.TemporaryDirectory() as directory:
-        it = World(config, plan or [], Path(directory))
+        it = World(config, plan or [], Path(directory), ends_unused=ends_unused)
         try:
             yield it
         finally:
-            it.broker.stop()
+            it.broker.end(End.STOP)
             await it.running
             assert not it.supervisor.offices, "offices left"
             it.listener.close()
@@ -170,14 +184,13 @@ async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> 
 @pytest.mark.parametrize(
     "noise",
     [
-        b"G",
         b"GET / HTTP/1.1\r\n\r\n",
         bytes(100),
         b"\xff" * 100,
         struct.pack(">IIB", 101, 1, 0x78),
         OPENING[:8] + b"\0",
     ],
-    ids=["one-byte", "http", "zeros", "ones", "short-header", "no-flags"],
+    ids=["http", "zeros", "ones", "short-header", "no-flags"],
 )
 async def test_what_is_not_urp_gets_no_office(noise: bytes) -> None:
     async with world() as it, it.client() as client:
@@ -209,15 +222,14 @@ async def test_who_leaves_the_queue_is_dropped_at_once() -> None:
         assert it.broker.pool.totals.sessions == 1
 
 
-async def test_a_waiting_client_that_floods_is_bounded() -> None:
+async def test_a_waiting_client_that_floods_fills_nothing_but_its_own_socket() -> None:
     async with world() as it, it.client() as busy:
         await busy.open()
         async with it.client() as flood:
             await flood.send(OPENING)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(flood.send(bytes(64 * 1024 * 1024)), 1)
-            (waiting,) = (client for client in it.broker.clients.values() if client.turn and not client.turn.done())
-            assert len(waiting.early) <= 2 * broker_module._EARLY_BYTES
+            assert len(it.broker.pool.queue) == 1
 
 
 async def test_a_full_queue_turns_away() -> None:
@@ -242,7 +254,7 @@ async def test_a_killed_idle_worker_comes_back() -> None:
 
 
 async def test_a_killed_busy_worker_ends_its_session_and_no_other() -> None:
-    async with world("[pool]\nworkers=2") as it, it.client() as first, it.client() as second:
+    async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as first, it.client() as second:
         await it.settled(State.IDLE, State.IDLE)
         await first.open()
         await second.open()
@@ -254,20 +266,18 @@ async def test_a_killed_busy_worker_ends_its_session_and_no_other() -> None:
         assert it.broker.pool.totals.crashed == 1
 
 
-@pytest.mark.parametrize("fault", ["refuse", "bug", "no-pipe", "hang", "close-early"])
+@pytest.mark.parametrize("fault", ["refuse", "bug", "no-pipe", "hang", "deaf", "close-early"])
 async def test_an_office_that_does_not_get_ready_backs_off_and_the_next_serves(
-    fault: str, monkeypatch: pytest.MonkeyPatch
+    fault: str,
 ) -> None:
-    monkeypatch.setattr("ooodd.worker.GREETING_LIMIT", 0.05)
     async with world("[pool]\nworkers=1\nstart_timeout=1", [fault]) as it, it.client() as client:
         assert await client.open() == HELLO
         assert it.journal.count(messages.WORKER_NOT_STARTED) == 1
         assert it.broker.pool.totals.crashed == 0
 
 
-async def test_an_office_that_hangs_after_a_session_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "GREETING_LIMIT", 0.05)
-    async with world(plan=["hang-after-session"]) as it:
+async def test_an_office_that_hangs_after_a_session_is_replaced() -> None:
+    async with world("[pool]\nworkers=1\nprobe_timeout=0.1", ["hang-after-session"]) as it:
         async with it.client() as client:
             await client.open()
         await it.journal.wait_for(messages.WORKER_HUNG)
@@ -276,14 +286,191 @@ async def test_an_office_that_hangs_after_a_session_is_replaced(monkeypatch: pyt
         assert it.broker.pool.totals.hung == 1
 
 
-async def test_an_office_that_never_lets_go_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "LINGER_LIMIT", 0.05)
-    async with world(plan=["never-let-go"]) as it:
+async def test_an_office_that_never_lets_go_is_replaced() -> None:
+    async with world("[pool]\nworkers=1\n[session]\ngrace=0", ["never-let-go"]) as it:
         async with it.client() as client:
             await client.open()
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        await it.journal.wait_for(messages.WORKER_HUNG)
+        await it.journal.wait_for(messages.WORKER_DIRTY)
         await it.settled(State.IDLE)
+
+
+@pytest.mark.parametrize("fault", ["leaves-document", "leaves-frame", "rubbish"])
+async def test_a_dirty_office_is_never_handed_out(fault: str) -> None:
+    async with world(plan=[fault]) as it:
+        async with it.client() as client:
+            await client.open()
+        await it.journal.wait_for(messages.WORKER_DIRTY)
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        assert it.broker.pool.totals.dirty == 1
+        assert it.supervisor.started == [1, 1]
+
+
+async def test_an_office_left_amid_a_call_is_never_handed_out() -> None:
+    async with world() as it:
+        async with it.client() as client:
+            await client.send(CALL)
+            await client.receive(len(GREETING + CALL))
+        assert (await it.journal.wait_for(messages.WORKER_DIRTY))["detail"] == "its session ended amid a call"
+        assert it.broker.pool.totals.dirty == 1
+
+
+async def test_a_hung_idle_office_is_replaced_before_anybody_meets_it() -> None:
+    async with world("[pool]\nworkers=1\nprobe_interval=1\nprobe_timeout=0.1") as it:
+        await it.settled(State.IDLE)
+        office = it.supervisor.offices[1]
+        await it.until(lambda: office.probes == 2)
+        office.fault = "hang"
+        await it.journal.wait_for(messages.WORKER_HUNG)
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        assert it.broker.pool.totals.sessions == it.broker.pool.totals.hung == 1
+
+
+async def test_a_busy_office_is_not_probed() -> None:
+    async with world("[pool]\nworkers=1\nprobe_interval=1") as it, it.client() as client:
+        await client.open()
+        (office,) = it.supervisor.offices.values()
+        probes = office.probes
+        await client.send(b"a second passes")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.ended(), 1.5)
+        assert office.probes == probes
+
+
+@pytest.mark.parametrize("key", ["timeout", "idle_timeout"])
+async def test_a_session_has_its_limits_and_a_well_office_survives_them(key: str) -> None:
+    async with world(f"[pool]\nworkers=1\n[session]\n{key}=1") as it, it.client() as client:
+        await client.open()
+        assert await client.ended()
+        ended = await it.journal.wait_for(messages.SESSION_END)
+        assert ended["by"] == f"ooodd: [session] {key} = 1 s"
+        await it.settled(State.IDLE)
+        assert it.supervisor.started == [1]
+
+
+# Refusals
+
+
+async def test_a_refused_client_hears_why_in_its_own_language() -> None:
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as other:
+        await busy.open()
+        answer = await asks(other)
+        assert b"com.sun.star.uno.RuntimeException" in answer
+        assert b"ooodd: all 1 workers are busy and 0 clients wait already ([queue] max_clients)" in answer
+        assert await other.ended()
+        assert it.broker.pool.totals.refused == 1
+
+
+async def test_a_refused_client_that_says_no_more_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "_REFUSAL_LIMIT", 0.05)
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as other:
+        await busy.open()
+        await other.send(QUERY[: broker_module.OPENING_SIZE])
+        assert await other.ended()
+
+
+async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ooodd.pool.STANDSTILL", 0.05)
+    async with world() as it, it.client() as first, it.client() as second:
+        await first.open()
+        answer = await asks(second)
+        assert b"this client waits for itself: sessions of 127.0.0.1 hold all 1 workers" in answer
+        await first.send(b"and this one goes on")
+        assert await first.receive(20) == b"and this one goes on"
+
+
+async def test_nobody_waits_for_itself_while_a_call_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ooodd.pool.STANDSTILL", 0.05)
+    async with world("[pool]\nworkers=1\n[queue]\ntimeout=1") as it, it.client() as first, it.client() as second:
+        await first.send(CALL)
+        await first.receive(len(GREETING + CALL))
+        assert b"none of the 1 workers became free within 1 s" in await asks(second)
+
+
+async def test_if_no_office_can_be_started_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ooodd.pool.TROUBLE", 0.2)
+    async with world(plan=["refuse"] * 6) as it, it.client() as client:
+        answer = await asks(client)
+        assert b"ooodd: no office can be started: refused by plan: none; details: fake-1" in answer
+        async with it.client() as late:
+            assert b"no office can be started" in await asks(late)
+        await it.settled(State.IDLE)
+        async with it.client() as client_after:
+            assert await client_after.open() == HELLO
+
+
+async def test_one_host_can_have_its_share_of_the_queue() -> None:
+    config = "[pool]\nworkers=1\n[queue]\nmax_per_host=1"
+    async with world(config) as it, it.client() as busy, it.client() as waiting, it.client() as one_too_many:
+        await busy.open()
+        await waiting.send(OPENING)
+        await it.until(lambda: it.queued(1))
+        assert b"1 clients of 127.0.0.1 wait already ([queue] max_per_host)" in await asks(one_too_many)
+
+
+# How many offices there are
+
+
+async def test_at_no_load_everything_stops_and_the_broker_too() -> None:
+    async with world("[pool]\nworkers=2\nmin_workers=0\nidle_timeout=1", ends_unused=True) as it:
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        await it.running
+        await it.journal.wait_for(messages.BROKER_UNUSED)
+        assert not it.supervisor.offices
+
+
+async def test_a_connection_that_says_nothing_yet_keeps_the_broker() -> None:
+    async with world("[pool]\nworkers=1\nmin_workers=0\nidle_timeout=1", ends_unused=True) as it, it.client() as slow:
+        await it.until(lambda: it.broker.clients)
+        await it.until(lambda: it.broker.pool.unused)
+        assert await slow.open() == HELLO
+
+
+# The end, a reload, the next broker
+
+
+async def test_draining_lets_a_session_end_and_refuses_who_waits() -> None:
+    async with world() as it, it.client() as busy, it.client() as waiting:
+        await busy.open()
+        answer = asyncio.create_task(asks(waiting))
+        await it.until(lambda: it.queued(1))
+        it.broker.end(End.DRAIN)
+        assert b"ooodd: the service is stopping" in await answer
+        await busy.send(b"still at it")
+        assert await busy.receive(11) == b"still at it"
+        busy.socket.shutdown(socket.SHUT_WR)
+        assert await busy.ended()
+        await it.running
+        assert not it.supervisor.offices
+
+
+@pytest.mark.parametrize("how", ["timeout", "stop"])
+async def test_draining_has_a_limit_and_can_be_cut_short(how: str) -> None:
+    limit = 0.05 if how == "timeout" else 3600
+    async with world(f"[pool]\nworkers=1\n[session]\ndrain_timeout={limit}") as it, it.client() as busy:
+        await busy.open()
+        it.broker.end(End.DRAIN)
+        await it.journal.wait_for(messages.BROKER_STOPPING)
+        if how == "stop":
+            it.broker.end(End.STOP)
+        assert await busy.ended()
+        await it.running
+
+
+async def test_a_reload_touches_no_session() -> None:
+    async with world() as it, it.client() as busy, it.client() as waiting:
+        await busy.open()
+        await waiting.send(OPENING)
+        await it.until(lambda: it.queued(1))
+        it.broker.reload(parse("[pool]\nworkers=2\n[log]\nlevel='detail'", "test"))
+        assert await waiting.receive(len(HELLO)) == HELLO
+        assert it.journal.level == "detail"
+        it.broker.reload(parse("[pool]\nworkers=1", "test"))
+        await busy.send(b"still there")
+        assert await busy.receive(11) == b"still there"
 
 
 async def test_an_office_that_breaks_off_is_recycled_though_it_lives() -> None:
@@ -323,7 +510,7 @@ async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytes
 
 
 async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world("[pool]\nworkers=2") as it, it.client() as other:
+    async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as other:
         await it.settled(State.IDLE, State.IDLE)
         await other.open()
         with monkeypatch.context() as patch:
@@ -343,7 +530,7 @@ async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
         await busy.open()
         await waiting.send(OPENING)
         await it.until(lambda: it.broker.pool.queue and len(it.broker.clients) == 3)
-        it.broker.stop()
+        it.broker.end(End.STOP)
         assert await busy.ended()
         assert await waiting.ended()
         assert await silent.ended()
@@ -352,7 +539,7 @@ async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
 
 
 async def test_the_status_line_says_what_to_do() -> None:
-    async with world("[pool]\nworkers=2", ["refuse", ""]) as it:
+    async with world("[pool]\nworkers=2\nmin_workers=2", ["refuse", ""]) as it:
         await it.settled(State.FAILED, State.IDLE)
         assert it.broker.status_line() == "0 of 2 busy, 0 queued, 1 failed: journalctl -u ooodd"
         assert it.notifier.states[0].startswith("READY=1\nSTATUS=0 of 2 busy")

@@ -12,7 +12,7 @@ import pytest
 
 from ooodd import listeners
 from ooodd.errors import ListenError
-from ooodd.listeners import accept, listen, name, refuse_waiting
+from ooodd.listeners import Peer, accept, listen, name, peer, refuse_waiting
 
 # In the foreground
 
@@ -75,19 +75,20 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     return descriptors
 
 
-def test_every_socket_of_our_name_is_taken_and_no_other(passed: dict[int, str]) -> None:
+def test_every_socket_of_our_name_is_taken_and_the_rest_is_named(passed: dict[int, str]) -> None:
     with contextlib.ExitStack() as stack:
-        names = ["uno", "metrics", "uno"]
+        names = ["uno", "session-7-1", "uno", "marks", "session-7-1"]
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
         passed.update((os.dup(it.fileno()), of) for it, of in zip(sockets, names, strict=True))
-        found = listeners.from_systemd()
+        found, rest = listeners.from_systemd()
         assert [it.getsockname() for it in found] == [sockets[0].getsockname(), sockets[2].getsockname()]
         assert not any(it.getblocking() for it in found)
+        assert rest == {descriptor: of for descriptor, of in passed.items() if of != "uno"}
+        assert list(rest.values()) == ["session-7-1", "marks", "session-7-1"]
         for it in found:
             it.close()
-        for descriptor, of in passed.items():
-            if of == "metrics":
-                os.close(descriptor)
+        for descriptor in rest:
+            os.close(descriptor)  # still open, whatever became of the listeners
 
 
 def test_a_unix_listener_will_do_too(passed: dict[int, str], tmp_path: Path) -> None:
@@ -95,12 +96,13 @@ def test_a_unix_listener_will_do_too(passed: dict[int, str], tmp_path: Path) -> 
         listener.bind(str(tmp_path / "uno"))
         listener.listen()
         passed[os.dup(listener.fileno())] = "uno"
-        (found,) = listeners.from_systemd()
+        (found,), rest = listeners.from_systemd()
+        assert rest == {}
         assert name(found) == str(tmp_path / "uno")
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "uno"))
-            ((connection, peer),) = accept(found)
-            assert peer == "a local process"
+            ((connection, who),) = accept(found)
+            assert who == peer(connection) == Peer("a local process", "this host")
             connection.close()
         found.close()
 
@@ -149,6 +151,8 @@ def test_what_is_no_listener_is_refused(kind: str, reason: str, passed: dict[int
         passed[os.dup(descriptor)] = "uno"
         with pytest.raises(ListenError, match=reason):
             listeners.from_systemd()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(min(passed))  # the good one: what has been taken is not left open
         for left in passed:
             with contextlib.suppress(OSError):
                 os.close(left)
@@ -161,12 +165,30 @@ def test_accepting_yields_who_waits_and_their_addresses() -> None:
     with listen("127.0.0.1:0") as listener, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
         accepted = list(accept(listener))
-        assert [peer for _, peer in accepted] == ["{}:{}".format(*client.getsockname()) for client in clients]
-        for connection, _ in accepted:
+        addresses = [client.getsockname() for client in clients]
+        assert [who for _, who in accepted] == [Peer(f"{host}:{port}", host) for host, port in addresses]
+        for connection, who in accepted:
+            assert peer(connection) == who
             assert not connection.getblocking()
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             connection.close()
         assert list(accept(listener)) == []
+
+
+def test_a_client_of_ipv6_has_its_address_in_brackets_and_its_host_without() -> None:
+    with listen("[::1]:0") as listener, socket.create_connection(listener.getsockname()[:2]) as client:
+        ((connection, who),) = accept(listener)
+        assert who == peer(connection) == Peer(f"[::1]:{client.getsockname()[1]}", "::1")
+        connection.close()
+
+
+def test_who_has_gone_is_nobody_and_of_no_host() -> None:
+    with listen("127.0.0.1:0") as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            ((connection, _),) = accept(listener)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with connection:
+            assert peer(connection) == Peer("a client that has gone", "")
 
 
 def test_a_batch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +232,7 @@ def test_a_client_that_has_gone_before_it_was_accepted_disturbs_nobody() -> None
         with socket.create_connection(listener.getsockname()) as gone:
             gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         with socket.create_connection(listener.getsockname()) as client:
-            accepted = {peer: connection for connection, peer in accept(listener)}
+            accepted = {who.name: connection for connection, who in accept(listener)}
             assert "{}:{}".format(*client.getsockname()) in accepted
             for connection in accepted.values():
                 connection.close()

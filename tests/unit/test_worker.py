@@ -3,20 +3,33 @@
 
 import asyncio
 import contextlib
+import gc
 import os
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fakes import FakeOffice, FakeSupervisor, until
-from ooodd.errors import OooddError, StartError, WorkerHungError, WorkerLostError
-from ooodd.pool import Reason
-from ooodd.worker import Keeper, Office
+from fakes import GREETING, OPENING, FakeOffice, FakeSupervisor, until
+from ooodd.actions import Reason
+from ooodd.errors import (
+    NoDescriptorError,
+    OooddError,
+    ProtocolError,
+    StartError,
+    WorkerHungError,
+    WorkerLostError,
+)
+from ooodd.urp import Findings
+from ooodd.worker import Keeper, Office, Verdict
+
+CLEAN = Findings(0, 0, current=False)
 
 # Listens as sal does and says so; ends with its standard input.
 _OTHER_PROCESS = """
@@ -143,106 +156,279 @@ def test_a_too_long_path_means_lost(directory: Path) -> None:
         an_office(directory / ("x" * 200)).connect()
 
 
-# Office.greet and wait_ready
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Lower the limit to what is open, so that the next socket is one too many."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):  # the gaps between what is open
+            stack.enter_context(socket.socket())
+        least = stack.enter_context(socket.socket()).fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_without_a_descriptor_nothing_is_said_of_the_office(directory: Path) -> None:
+    office = an_office(directory)
+    with listen(next(office.pipes())):
+        with no_descriptor_left(), pytest.raises(NoDescriptorError, match="worker-1: Too many open files"):
+            office.connect()
+        office.connect().close()
+
+
+# Office.memory
+
+
+def test_the_memory_of_an_office_is_what_it_shares_with_no_file(directory: Path) -> None:
+    before = an_office(directory).memory()
+    ballast = bytearray(os.urandom(1)) * (64 << 20)
+    assert an_office(directory).memory() - before > len(ballast) * 0.9
+
+
+def test_an_office_that_is_gone_has_no_memory(directory: Path) -> None:
+    assert an_office(directory, 2**22 + 1).memory() == 0  # PID_MAX_LIMIT
+
+
+# Office.probe
 
 
 @contextlib.asynccontextmanager
-async def fake(directory: Path, fault: str = "") -> AsyncIterator[Office]:
+async def fake(directory: Path, fault: str = "") -> AsyncIterator[tuple[Office, FakeOffice]]:
     office = an_office(directory)
     it = FakeOffice(next(office.pipes()), fault)
     it.open()
     try:
-        yield office
+        yield office, it
     finally:
         await it.close()
 
 
-async def test_a_greeting_returns_when_the_office_is_free_again(directory: Path) -> None:
-    office = an_office(directory)
-    it = FakeOffice(next(office.pipes()))
-    it.open()
-    for _ in range(20):
-        await office.greet(60)
-    assert it.most_clients == 1
-    assert it.sessions == []
-    await it.close()
+async def be_client(office: Office) -> None:
+    """Have a session with the office."""
+    loop = asyncio.get_running_loop()
+    with office.connect() as connection:
+        await loop.sock_sendall(connection, OPENING)
+        heard = b""
+        while len(heard) < len(GREETING + OPENING):
+            heard += await loop.sock_recv(connection, 65536)
+        connection.shutdown(socket.SHUT_WR)
+        while await loop.sock_recv(connection, 65536):
+            pass
 
 
-async def test_a_silent_office_is_hung(directory: Path) -> None:
-    async with fake(directory, "hang") as office:
-        with pytest.raises(WorkerHungError, match=r"did not greet within 0\.01 s"):
-            await office.greet(0.01)
+async def test_a_probe_finds_nothing_in_a_new_office_and_leaves_it_alone(directory: Path) -> None:
+    async with fake(directory) as (office, it):
+        for _ in range(20):
+            assert await office.probe(60) == CLEAN
+        assert it.most_clients == 1, "a probe returned before the office had let go of it"
+        assert it.probes == 20
+        assert it.sessions == []
 
 
-async def test_an_office_that_does_not_let_go_of_a_greeting_is_hung(directory: Path) -> None:
-    office = an_office(directory)
-    with listen(next(office.pipes())) as listener:
-        greeting = asyncio.create_task(office.greet(0.05))
-        await asyncio.sleep(0)
-        connection, _ = listener.accept()
-        with connection:
-            connection.sendall(b"hello")
-            with pytest.raises(WorkerHungError):
-                await greeting
+@pytest.mark.parametrize(
+    ("fault", "findings"),
+    [("", CLEAN), ("leaves-document", Findings(1, 0, current=True)), ("leaves-frame", Findings(0, 1, current=False))],
+)
+async def test_a_probe_finds_what_a_client_has_left(directory: Path, fault: str, findings: Findings) -> None:
+    async with fake(directory, fault) as (office, _):
+        assert await office.probe(60) == CLEAN
+        await be_client(office)
+        assert await office.probe(60) == findings
+
+
+@pytest.mark.parametrize("fault", ["hang", "deaf"])
+async def test_an_office_that_does_not_answer_is_hung(directory: Path, fault: str) -> None:
+    async with fake(directory, fault) as (office, _):
+        with pytest.raises(WorkerHungError, match=r"^no answer within 0\.01 s$"):
+            await office.probe(0.01)
+
+
+async def test_an_office_that_does_not_let_go_of_a_probe_is_hung(directory: Path) -> None:
+    async with fake(directory, "never-let-go") as (office, it):
+        released = asyncio.Event()
+
+        async def talk(connection: socket.socket) -> None:
+            await it._be_probed(connection, await greet(connection))
+            await released.wait()
+
+        it._talk = talk  # type: ignore[method-assign]
+        with pytest.raises(WorkerHungError):
+            await office.probe(0.05)
+        assert it.probes == 1
+        released.set()
+
+
+async def greet(connection: socket.socket) -> bytes:
+    """Greet a probe, and return its first words."""
+    await asyncio.get_running_loop().sock_sendall(connection, GREETING)
+    return await asyncio.get_running_loop().sock_recv(connection, 65536)
 
 
 async def test_an_office_that_closes_without_a_word_is_lost(directory: Path) -> None:
-    async with fake(directory, "close-early") as office:
-        with pytest.raises(WorkerLostError, match="without a greeting"):
-            await office.greet(60)
+    async with fake(directory, "close-early") as (office, _):
+        with pytest.raises(WorkerLostError, match="worker-1 closed its pipe") as lost:
+            await office.probe(60)
+        assert not isinstance(lost.value, WorkerHungError)
+
+
+async def test_an_office_that_closes_amid_a_probe_is_lost(directory: Path) -> None:
+    async with fake(directory) as (office, it):
+
+        async def talk(connection: socket.socket) -> None:
+            await greet(connection)
+
+        it._talk = talk  # type: ignore[method-assign]
+        with pytest.raises(WorkerLostError) as lost:
+            await office.probe(60)
+        assert not isinstance(lost.value, WorkerHungError)
 
 
 async def test_an_office_that_resets_the_connection_is_lost(directory: Path) -> None:
     office = an_office(directory)
     with listen(next(office.pipes())):
-        greeting = asyncio.create_task(office.greet(60))
+        probing = asyncio.create_task(office.probe(60))
         await asyncio.sleep(0)
     with pytest.raises(WorkerLostError, match="reset"):
-        await greeting
+        await probing
 
 
-async def test_a_cancelled_greeting_leaves_nothing(directory: Path) -> None:
-    async with fake(directory, "hang") as office:
-        greeting = asyncio.create_task(office.greet(60))
+async def test_no_office_is_lost(directory: Path) -> None:
+    with pytest.raises(WorkerLostError, match="no pipe"):
+        await an_office(directory).probe(60)
+
+
+async def test_what_speaks_no_urp_is_told_apart(directory: Path) -> None:
+    async with fake(directory, "rubbish") as (office, _):
+        await be_client(office)
+        with pytest.raises(ProtocolError):
+            await office.probe(60)
+
+
+async def test_a_cancelled_probe_leaves_nothing(directory: Path) -> None:
+    async with fake(directory, "hang") as (office, _):
+        probing = asyncio.create_task(office.probe(60))
         await asyncio.sleep(0)
-        greeting.cancel()
+        probing.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await greeting
+            await probing
+
+
+# Office.inspect
+
+
+async def test_an_office_that_is_as_it_was_has_no_fault(directory: Path) -> None:
+    async with fake(directory) as (office, _):
+        await be_client(office)
+        verdict = await office.inspect(60)
+        assert (verdict.fault, verdict.detail) == (None, "")
+        assert verdict.memory > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "detail"),
+    [
+        ("leaves-document", Reason.DIRTY, "left open: 1 documents"),
+        ("leaves-frame", Reason.DIRTY, "left open: 1 frames"),
+        ("rubbish", Reason.DIRTY, "what answers is no office any more: "),
+        ("hang-after-session", Reason.HUNG, "no answer within 0.05 s"),
+    ],
+)
+async def test_what_a_client_has_done_to_an_office_is_a_fault(
+    directory: Path, fault: str, reason: Reason, detail: str
+) -> None:
+    async with fake(directory, fault) as (office, _):
+        await be_client(office)
+        verdict = await office.inspect(0.05)
+        assert verdict.fault is reason
+        assert verdict.detail.startswith(detail)
+        assert verdict.detail.isprintable()
+
+
+async def test_documents_and_frames_are_counted(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def probe(_: Office, __: float) -> Findings:
+        return findings
+
+    monkeypatch.setattr(Office, "probe", probe)
+    findings = Findings(3, 2, current=True)
+    assert (await an_office(directory).inspect(60)).detail == "left open: 3 documents and 2 frames"
+    findings = Findings(0, 0, current=True)  # it went as it was counted
+    assert (await an_office(directory).inspect(60)).detail == "left open: a document"
+
+
+@pytest.mark.parametrize("fault", ["close-early", "no-pipe"])
+async def test_an_office_that_cannot_be_reached_goes_for_crashed(directory: Path, fault: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if fault != "no-pipe":
+            await stack.enter_async_context(fake(directory, fault))
+        assert (await an_office(directory).inspect(60)).fault is Reason.CRASHED
+
+
+async def test_another_process_at_the_pipe_goes_for_crashed(directory: Path) -> None:
+    office = an_office(directory)
+    with other_process(next(office.pipes())) as pid:
+        verdict = await office.inspect(60)
+    assert verdict.fault is Reason.CRASHED
+    assert f"belongs to process {pid}," in verdict.detail
+
+
+async def test_without_a_descriptor_there_is_no_verdict(directory: Path) -> None:
+    async with fake(directory) as (office, _):
+        with no_descriptor_left(), pytest.raises(NoDescriptorError):
+            await office.inspect(60)
+
+
+# Office.wait_ready
 
 
 async def test_ready_is_when_the_pipe_appears(directory: Path) -> None:
-    office = an_office(directory)
-    waiting = asyncio.create_task(office.wait_ready(60))
+    waiting = asyncio.create_task(an_office(directory).wait_ready(60))
     await asyncio.sleep(0)
     assert not waiting.done()
-    it = FakeOffice(next(office.pipes()))
-    it.open()
-    await waiting
-    await it.close()
+    async with fake(directory) as (_, it):
+        await waiting
+        assert it.probes == 1
 
 
-@pytest.mark.parametrize("fault", ["no-pipe", "close-early", "hang"])
+@pytest.mark.parametrize("fault", ["no-pipe", "close-early", "hang", "deaf"])
 async def test_an_office_that_never_gets_ready_is_a_start_error(directory: Path, fault: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        office = an_office(directory)
         if fault != "no-pipe":
-            office = await stack.enter_async_context(fake(directory, fault))
-        with pytest.raises(StartError, match=r"not ready within 0\.05 s: raise \[pool\] start_timeout"):
-            await office.wait_ready(0.05)
+            await stack.enter_async_context(fake(directory, fault))
+        with pytest.raises(StartError, match=r"^not ready within 0\.05 s: raise \[pool\] start_timeout if it is only"):
+            await an_office(directory).wait_ready(0.05)
 
 
-async def test_an_office_that_hangs_at_its_first_greeting_is_tried_again(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ooodd.worker.GREETING_LIMIT", 0.01)
-    office = an_office(directory)
-    it = FakeOffice(next(office.pipes()), "hang")
-    it.open()
-    waiting = asyncio.create_task(office.wait_ready(60))
-    await until(lambda: it.most_clients)
-    it.fault = ""
-    await waiting
-    await it.close()
+async def test_an_office_that_closes_early_at_first_is_tried_again(directory: Path) -> None:
+    async with fake(directory, "close-early") as (office, it):
+        waiting = asyncio.create_task(office.wait_ready(60))
+        await until(lambda: it.most_clients)
+        it.fault = ""
+        await waiting
+        assert it.probes == 1
+
+
+async def test_an_office_that_takes_its_time_is_waited_for_by_one_probe(directory: Path) -> None:
+    # A probe has the whole of start_timeout: an office that greets early and answers late is not asked again.
+    async with fake(directory) as (office, it):
+        answer = asyncio.Event()
+
+        async def talk(connection: socket.socket) -> None:
+            first = await greet(connection)
+            await answer.wait()
+            await it._be_probed(connection, first)
+
+        it._talk = talk  # type: ignore[method-assign]
+        waiting = asyncio.create_task(office.wait_ready(60))
+        await until(lambda: it.most_clients)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        answer.set()
+        await waiting
+        assert (it.probes, it.most_clients) == (1, 1)
 
 
 # Keeper
@@ -271,6 +457,9 @@ class Record:
     def worker_not_started(self, number: int, detail: str) -> None:
         self._tell("not started", number, detail)
 
+    def worker_probed(self, number: int, verdict: Verdict) -> None:
+        self._tell("probed", number, verdict.fault, verdict.detail)
+
     def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
         self._tell("lost", number, reason, detail)
 
@@ -284,16 +473,24 @@ class Record:
 class World:
     """A keeper with what surrounds it."""
 
-    def __init__(self, directory: Path, plan: list[str], start_timeout: float) -> None:
+    def __init__(self, directory: Path, plan: list[str], start_timeout: float, probe_timeout: float) -> None:
         self.supervisor = FakeSupervisor(directory, plan)
         self.record = Record()
-        self.keeper = Keeper(self.supervisor, self.record, start_timeout)
+        self.keeper = Keeper(self.supervisor, self.record, start_timeout, probe_timeout)
+
+    async def start(self, number: int = 1) -> None:
+        """Start a worker, and forget that it was told."""
+        self.keeper.start(number)
+        await self.record.wait_for(("ready", number))
+        self.record.told.clear()
 
 
 @contextlib.asynccontextmanager
-async def world(plan: list[str] | None = None, start_timeout: float = 60) -> AsyncIterator[World]:
+async def world(
+    plan: list[str] | None = None, start_timeout: float = 60, probe_timeout: float = 60
+) -> AsyncIterator[World]:
     with tempfile.TemporaryDirectory() as directory:
-        it = World(Path(directory), plan or [], start_timeout)
+        it = World(Path(directory), plan or [], start_timeout, probe_timeout)
         try:
             yield it
         finally:
@@ -323,7 +520,7 @@ async def test_workers_are_started_side_by_side() -> None:
         await it.record.wait_for(("ready", 2))
 
 
-@pytest.mark.parametrize("fault", ["hang", "no-pipe", "close-early"])
+@pytest.mark.parametrize("fault", ["hang", "deaf", "no-pipe", "close-early"])
 async def test_a_stop_ends_a_start_that_is_under_way(fault: str) -> None:
     async with world([fault]) as it:
         it.keeper.start(1)
@@ -364,7 +561,7 @@ class SlowSupervisor(FakeSupervisor):
 async def test_a_start_under_way_is_not_broken_off_but_stopped_when_it_has_ended(directory: Path) -> None:
     supervisor = SlowSupervisor(directory)
     record = Record()
-    keeper = Keeper(supervisor, record, 60)
+    keeper = Keeper(supervisor, record, 60, 60)
     keeper.start(1)
     await asyncio.sleep(0)
     keeper.stop(1)
@@ -398,8 +595,9 @@ async def test_after_a_refused_start_the_next_one_is_stopped_again() -> None:
         assert it.supervisor.stopped == [1]
 
 
-async def test_a_start_that_is_not_ready_in_time_is_stopped() -> None:
-    async with world(["no-pipe"], start_timeout=0.02) as it:
+@pytest.mark.parametrize("fault", ["no-pipe", "deaf"])
+async def test_a_start_that_is_not_ready_in_time_is_stopped(fault: str) -> None:
+    async with world([fault], start_timeout=0.02) as it:
         it.keeper.start(1)
         why = "not ready within 0.02 s: raise [pool] start_timeout if it is only slow"
         await it.record.wait_for(("not started", 1, why))
@@ -454,6 +652,72 @@ async def test_an_office_lost_while_it_starts_is_told() -> None:
         assert it.record.told == [("lost", 1, Reason.CRASHED, "killed by signal 9")]
 
 
+class HastySupervisor(FakeSupervisor):
+    """Tells that an office has ended before it returns it; or that another one has, of which nobody knows."""
+
+    def __init__(self, directory: Path, *, own: bool) -> None:
+        super().__init__(directory)
+        self._own = own
+
+    async def start(self, number: int) -> Office:
+        office = await super().start(number)
+        which = office if self._own else Office("fake-1", 1, 1, self._directory)
+        self.lost(number, which, Reason.CRASHED, "killed by signal 6")
+        return office
+
+
+async def test_an_office_that_ends_before_its_start_has_returned_is_not_started(directory: Path) -> None:
+    supervisor = HastySupervisor(directory, own=True)
+    record = Record()
+    keeper = Keeper(supervisor, record, 60, 60)
+    keeper.start(1)
+    await record.wait_for(("not started", 1, "killed by signal 6"))
+    keeper.stop(1)  # its start has returned, so something of it may be left
+    await record.wait_for(("not started", 1, "killed by signal 6"), ("stopped", 1))
+    assert supervisor.stopped == [1]
+    await keeper.close()
+
+
+async def test_an_earlier_office_that_ends_during_a_start_does_not_matter(directory: Path) -> None:
+    supervisor = HastySupervisor(directory, own=False)
+    record = Record()
+    keeper = Keeper(supervisor, record, 60, 60)
+    keeper.start(1)
+    await record.wait_for(("ready", 1))
+    await keeper.close()
+    await supervisor.close()
+
+
+async def test_an_end_that_came_early_is_not_held_against_the_next_start() -> None:
+    async with world(["", ""]) as it:
+        await it.start()
+        earlier = it.keeper.office(1)
+        it.keeper.stop(1)
+        it.supervisor.lost(1, earlier, Reason.CRASHED, "while it is stopped")
+        await it.record.wait_for(("stopped", 1))
+        it.record.told.clear()
+        it.keeper.start(1)
+        await it.record.wait_for(("ready", 1))
+
+
+async def test_a_start_that_fails_after_it_was_given_up_is_no_surprise(directory: Path) -> None:
+    unexpected: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
+    supervisor = SlowSupervisor(directory)
+    supervisor._plan = ["refuse"]
+    record = Record()
+    keeper = Keeper(supervisor, record, 60, 60)
+    keeper.start(1)
+    await asyncio.sleep(0)
+    keeper.stop(1)
+    await asyncio.sleep(0)
+    supervisor.let.set()
+    await record.wait_for(("stopped", 1))
+    await keeper.close()
+    gc.collect()
+    assert unexpected == []
+
+
 async def test_late_news_of_an_earlier_office_are_ignored() -> None:
     async with world() as it:
         it.keeper.start(1)
@@ -467,6 +731,99 @@ async def test_late_news_of_an_earlier_office_are_ignored() -> None:
         it.supervisor.lost(1, earlier, Reason.CRASHED, "too late")
         it.supervisor.lost(2, earlier, Reason.CRASHED, "of a worker that never was")
         assert len(it.record.told) == 3
+
+
+async def test_a_probe_tells_its_verdict() -> None:
+    async with world() as it:
+        await it.start()
+        for _ in range(3):
+            it.keeper.probe(1)
+            await it.record.wait_for(("probed", 1, None, ""))
+            it.record.told.clear()
+        assert it.supervisor.offices[1].probes == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "detail"),
+    [
+        ("leaves-document", Reason.DIRTY, "left open: 1 documents"),
+        ("hang", Reason.HUNG, "no answer within 0.05 s"),
+        ("deaf", Reason.HUNG, "no answer within 0.05 s"),
+        ("close-early", Reason.CRASHED, "fake-1 closed its pipe"),
+    ],
+)
+async def test_a_probe_tells_what_is_wrong(fault: str, reason: Reason, detail: str) -> None:
+    async with world(probe_timeout=0.05) as it:
+        await it.start()
+        await be_client(it.keeper.office(1))
+        it.supervisor.offices[1].fault = fault
+        it.keeper.probe(1)
+        await it.record.wait_for(("probed", 1, reason, detail))
+
+
+async def test_a_probe_that_has_no_descriptor_finds_no_fault() -> None:
+    async with world() as it:
+        await it.start()
+        with no_descriptor_left():
+            it.keeper.probe(1)
+            await it.record.wait_for(("probed", 1, None, ""))
+        assert it.supervisor.offices[1].probes == 1
+
+
+async def test_a_bug_in_a_probe_costs_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> Verdict:
+        raise ZeroDivisionError
+
+    async with world() as it:
+        await it.start()
+        monkeypatch.setattr(Office, "inspect", fail)
+        it.keeper.probe(1)
+        await it.record.wait_for(("probed", 1, Reason.CUT_OFF, "internal error: ZeroDivisionError()"))
+
+
+async def test_probing_a_worker_that_runs_no_office_says_so() -> None:
+    async with world() as it:
+        it.keeper.probe(1)
+        await it.record.wait_for(("probed", 1, Reason.CUT_OFF, "worker 1 runs no office"))
+
+
+async def test_a_stop_ends_a_probe_of_which_nothing_is_told_any_more() -> None:
+    async with world() as it:
+        await it.start()
+        it.supervisor.offices[1].fault = "deaf"
+        it.keeper.probe(1)
+        await until(lambda: it.supervisor.offices[1]._clients)
+        it.keeper.stop(1)
+        await it.record.wait_for(("stopped", 1))
+
+
+async def test_a_probe_goes_by_the_timeout_in_force() -> None:
+    async with world(probe_timeout=3600) as it:
+        await it.start()
+        it.supervisor.offices[1].fault = "hang"
+        it.keeper.probe_timeout = 0.01
+        it.keeper.probe(1)
+        await it.record.wait_for(("probed", 1, Reason.HUNG, "no answer within 0.01 s"))
+
+
+async def test_an_adopted_office_is_one_like_all_others() -> None:
+    async with world() as it:
+        await it.start()
+        record = Record()
+        keeper = Keeper(it.supervisor, record, 60, 60)  # the next broker's
+        office = (await it.supervisor.running())[1]
+        keeper.adopt(1, office)
+        assert keeper.office(1) is keeper.running(1) is office
+        keeper.probe(1)
+        await record.wait_for(("probed", 1, None, ""))
+        await it.supervisor.kill(1)
+        lost = ("lost", 1, Reason.CRASHED, "killed by signal 9")
+        await record.wait_for(("probed", 1, None, ""), lost)
+        keeper.stop(1)
+        await record.wait_for(("probed", 1, None, ""), lost, ("stopped", 1))
+        assert it.supervisor.stopped == [1]
+        assert keeper.running(1) is None
+        await keeper.close()
 
 
 async def test_closing_leaves_no_task_whatever_is_under_way() -> None:

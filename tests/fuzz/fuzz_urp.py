@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Fuzz what reads URP, led by the code's coverage: `Probe`, `Refusal` and `Calls` of ooodd.urp.
+
+    fuzz_urp.py --seeds DIRECTORY      writes recorded conversations there, to begin with, and ends
+    fuzz_urp.py [libFuzzer's options] [CORPUS ...]
+
+It needs atheris, which is not in Debian: `pip install atheris` in an environment of its own. An input is a script: a
+byte that picks who listens, then chunks, each with a byte of flags, two for its length, and its bytes. Only
+`ProtocolError` may come of it, nothing may be kept but a block, and how the bytes are split may make no difference.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / place) for place in ("src", "tests/unit")]
+
+import atheris  # type: ignore[import-untyped]  # noqa: E402
+
+from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID  # noqa: E402
+
+with atheris.instrument_imports(include=["ooodd"]):
+    from ooodd.errors import ProtocolError
+    from ooodd.urp import Calls, Probe, Refusal, is_opening
+    from ooodd.wire import MOST_BYTES
+
+# Flags of a chunk. A framed one is given a block's header: to find one that fits is not what the fuzzer is for.
+TO_CLIENT = 1
+FRAMED = 2
+COUNT_SHIFT = 4
+HEAD = struct.Struct(">BH")
+
+
+def chunks(script: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the flags and the bytes of each chunk."""
+    while len(script) > HEAD.size:
+        flags, length = HEAD.unpack_from(script)
+        chunk, script = script[HEAD.size : HEAD.size + length], script[HEAD.size + length :]
+        if flags & FRAMED:
+            chunk = struct.pack(">II", len(chunk), flags >> COUNT_SHIFT) + chunk
+        yield flags, chunk
+
+
+def probe() -> Probe:
+    """Return a probe whose thread id the fuzzer can know."""
+    made = Probe()
+    made._tid = TID
+    return made
+
+
+def converse(party: Probe | Refusal, parts: list[bytes]) -> tuple[bytes, bool]:
+    """Return all that it answers, and whether it bore all of it."""
+    answers, complaint = b"", ""
+    for part in parts:
+        try:
+            answers += party.receive(part)
+        except ProtocolError as error:
+            complaint = str(error)
+            break
+        assert len(party._blocks._kept) <= MOST_BYTES + 8
+        assert len(answers) < MOST_BYTES
+    assert complaint.isprintable()
+    return answers, not complaint
+
+
+def check_conversation(parts: list[bytes], one: Probe | Refusal, other: Probe | Refusal) -> None:
+    """Let two of a kind hear the same, split and whole. One that is broken off may have answered before."""
+    answers, bore = converse(one, parts)
+    others, other_bore = converse(other, [b"".join(parts)])
+    assert bore == other_bore
+    assert not bore or answers == others
+
+
+def check_calls(parts: list[tuple[int, bytes]]) -> None:
+    """Follow both directions, split, and whole one after the other."""
+    calls, other = Calls(), Calls()
+    for flags, part in parts:
+        (calls.to_client if flags & TO_CLIENT else calls.to_office)(memoryview(part))
+        assert max(len(calls._requests._kept), len(calls._replies._kept)) < 10
+    other.to_office(memoryview(b"".join(part for flags, part in parts if not flags & TO_CLIENT)))
+    other.to_client(memoryview(b"".join(part for flags, part in parts if flags & TO_CLIENT)))
+    # The order of both directions is lost, and with it that a reply came before its request.
+    assert calls.under_way or not other.under_way
+
+
+def check_one_input(data: bytes) -> None:
+    """Run one script."""
+    parts = list(chunks(data[1:]))
+    match data[:1]:
+        case b"p":
+            check_conversation([part for _, part in parts], probe(), probe())
+        case b"r":
+            check_conversation([part for _, part in parts], Refusal("no"), Refusal("no"))
+        case b"c":
+            check_calls(parts)
+        case _:
+            is_opening(data[1:])
+
+
+def seeds() -> Iterator[bytes]:
+    """Yield scripts of recorded conversations: as they were, framed here, in one piece, and from both sides."""
+    for who, blocks in ((b"p", NOTHING_OPEN), (b"p", HIDDEN_AND_VISIBLE), (b"r", PYUNO), (b"r", JAVA), (b"r", OLD)):
+        whole = b"".join(blocks)
+        yield who + b"".join(HEAD.pack(0, len(block)) + block for block in blocks)
+        yield who + b"".join(HEAD.pack(FRAMED | 1 << COUNT_SHIFT, len(block) - 8) + block[8:] for block in blocks)
+        yield who + HEAD.pack(0, len(whole)) + whole
+        direction = TO_CLIENT if who == b"p" else 0
+        yield b"c" + b"".join(HEAD.pack(direction, len(block)) + block for block in blocks)
+    requests, replies = [b"\xf8\4", b"\5\1", b"\3\0\xff\xff", b"\xf0\2\x16"], [b"\x88\4", b"\x80", b"\x80\0"]
+    both = [(0, each) for each in requests] + [(TO_CLIENT, each) for each in replies]
+    yield b"c" + b"".join(HEAD.pack(FRAMED | 1 << COUNT_SHIFT | way, len(each)) + each for way, each in both)
+    yield b"o" + PYUNO[0]
+
+
+def main() -> None:
+    """Write the seeds, or fuzz."""
+    if sys.argv[1:2] == ["--seeds"]:
+        directory = Path(sys.argv[2])
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(seeds()):
+            (directory / f"seed-{number:02}").write_bytes(seed)
+        return
+    atheris.Setup(sys.argv, check_one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
