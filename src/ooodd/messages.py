@@ -62,7 +62,7 @@ BROKER_RELOADED = Message(
 BUS_LOST = Message(
     "9ceafdccb81f423d892d123564ea5a54",
     Priority.WARNING,
-    "{detail}; sessions go on, offices can't be started till it is back",
+    "the system message bus is lost ({detail}): sessions go on, but no office is started or stopped until it is back",
 )
 BUS_BACK = Message("469ac10d2af94bf78827d7f9f5de4cea", Priority.NOTICE, "the system message bus is back")
 BROKER_FAILED = Message("51f9869e473543bdab64b5f878672223", Priority.ERROR, "{error}")

@@ -537,7 +537,7 @@ class Pool:
         return self.limits.max_age is not None and worker.started + self.limits.max_age * worker.lifespan <= now
 
     def _counts(self, worker: Worker, now: float) -> bool:
-        """Whether a worker fills a need. An idle one that is too old doesn't: its replacement is started before it goes.
+        """Whether a worker fills a need. One that is too old doesn't: its replacement is started before it goes.
 
         Nor does one that is being probed while clients wait: it may turn out hung.
         """

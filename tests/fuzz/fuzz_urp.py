@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2] / place) for place in ("
 
 import atheris  # type: ignore[import-untyped]  # noqa: E402
 
-from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID  # noqa: E402
+from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID  # type: ignore[import-not-found]  # noqa: E402
 
 with atheris.instrument_imports(include=["ooodd"]):
     from ooodd.errors import ProtocolError
@@ -75,15 +75,22 @@ def check_conversation(parts: list[bytes], one: Probe | Refusal, other: Probe | 
 
 
 def check_calls(parts: list[tuple[int, bytes]]) -> None:
-    """Follow both directions, split, and whole one after the other."""
-    calls, other = Calls(), Calls()
+    """Follow both directions as they come; and one after the other, split and whole."""
+    calls, split, whole = Calls(), Calls(), Calls()
     for flags, part in parts:
         (calls.to_client if flags & TO_CLIENT else calls.to_office)(memoryview(part))
         assert max(len(calls._requests._kept), len(calls._replies._kept)) < 10
-    other.to_office(memoryview(b"".join(part for flags, part in parts if not flags & TO_CLIENT)))
-    other.to_client(memoryview(b"".join(part for flags, part in parts if flags & TO_CLIENT)))
-    # The order of both directions is lost, and with it that a reply came before its request.
-    assert calls.under_way or not other.under_way
+    to_office = [part for flags, part in parts if not flags & TO_CLIENT]
+    to_client = [part for flags, part in parts if flags & TO_CLIENT]
+    for part in to_office:
+        split.to_office(memoryview(part))
+    for part in to_client:
+        split.to_client(memoryview(part))
+    whole.to_office(memoryview(b"".join(to_office)))
+    whole.to_client(memoryview(b"".join(to_client)))
+    assert split.under_way == whole.under_way
+    # Only in the order as they came it is to be seen that a reply was before its request.
+    assert calls.under_way or not whole.under_way
 
 
 def check_one_input(data: bytes) -> None:

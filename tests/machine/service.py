@@ -44,10 +44,10 @@ class Service:
         return [worker["state"] for worker in self.workers()]
 
     def wait_idle(self) -> list[dict[str, Any]]:
-        """Wait until every worker is idle, and return them."""
+        """Wait until every worker is idle, but for those that nobody needs, and return the idle ones."""
 
         def idle() -> list[dict[str, Any]]:
-            workers = self.workers()
+            workers = [worker for worker in self.workers() if worker["state"] != "stopped"]
             return workers if all(worker["state"] == "idle" for worker in workers) else []
 
         return until(idle, PATIENCE, "all workers to be idle")

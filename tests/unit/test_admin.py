@@ -3,12 +3,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from typing import Any
 import pytest
 
 from fakes import OPENING, until
-from ooodd import admin
+from ooodd import admin, config, messages
 from ooodd.admin import ControlSocket
 from ooodd.config import Config
-from ooodd.errors import AdminError
+from ooodd.errors import AdminError, ConfigError
 from ooodd.peer import Credentials
 from ooodd.pool import State
 from ooodd.table import table
@@ -31,12 +32,12 @@ WORKER = {"id", "unit", "state", "uses", "pid", "uid", "memory", "since", "clien
 
 @contextlib.asynccontextmanager
 async def controlled(
-    config: str = "[pool]\nworkers=1", plan: list[str] | None = None
+    settings: str = "[pool]\nworkers=1", plan: list[str] | None = None, load: Callable[[], Config] = Config
 ) -> AsyncIterator[tuple[World, Path]]:
     """A broker and its control socket; yields them with the socket's directory."""
     with tempfile.TemporaryDirectory() as directory:
-        async with world(config, plan) as it:
-            control = ControlSocket(it.broker, Path(directory))
+        async with world(settings, plan) as it:
+            control = ControlSocket(it.broker, Path(directory), load)
             await control.open()
             try:
                 yield it, Path(directory)
@@ -92,7 +93,8 @@ async def test_status_tells_of_a_session_and_of_who_waits() -> None:
         await busy.open()
         await waiting.send(OPENING)
         await until(lambda: it.broker.pool.queue)
-        it.broker.pool.queue[2] -= 5.0
+        place = it.broker.pool.queue[2]
+        it.broker.pool.queue[2] = place._replace(joined=place.joined - 5.0)
         status = await ask(directory)
         (worker,) = status["workers"]
         host, port = busy.socket.getsockname()
@@ -124,7 +126,12 @@ async def test_status_counts_what_went_wrong() -> None:
 
 
 async def test_an_office_that_is_gone_has_no_memory() -> None:
-    assert admin._memory(2**22 + 1) is None  # PID_MAX_LIMIT
+    async with controlled() as (it, directory):
+        await it.settled(State.IDLE)
+        gone = dataclasses.replace(it.broker.keeper.office(1), pid=2**22 + 1)  # PID_MAX_LIMIT
+        it.broker.keeper.adopt(1, gone)
+        (worker,) = (await ask(directory))["workers"]
+        assert (worker["pid"], worker["memory"]) == (2**22 + 1, None)
 
 
 async def test_status_of_a_thousand_workers_is_one_answer() -> None:
@@ -165,9 +172,90 @@ async def test_the_table_shows_what_status_tells() -> None:
 async def test_stop_ends_the_broker() -> None:
     async with controlled() as (it, directory):
         await it.settled(State.IDLE)
-        assert await ask(directory, "stop") == {"stopping": True}
+        assert await ask(directory, "stop") == {"done": True}
         await it.running
         assert not it.supervisor.offices
+
+
+async def test_stop_does_not_wait_for_sessions() -> None:
+    async with controlled() as (it, directory), it.client() as busy:
+        await busy.open()
+        await ask(directory, "stop")
+        assert await busy.ended()
+        await it.running
+        assert it.journal.count(messages.SESSION_END) == 1
+
+
+async def test_drain_waits_for_sessions_and_lets_nobody_in() -> None:
+    async with controlled() as (it, directory):
+        async with it.client() as busy, it.client() as late:
+            await busy.open()
+            assert await ask(directory, "drain") == {"done": True}
+            stopping = await it.journal.wait_for(messages.BROKER_STOPPING)
+            assert (stopping["sessions"], stopping["seconds"]) == (1, 30.0)
+            await late.send(OPENING)
+            await busy.send(b"on and on")
+            assert await busy.receive(9) == b"on and on"
+            assert len((await ask(directory))["workers"]) == 1  # it still answers
+            assert not it.running.done()
+        await it.running
+        assert it.broker.pool.totals.sessions == 1
+        assert not it.supervisor.offices
+
+
+async def test_drain_ends_by_itself_when_its_time_is_over() -> None:
+    async with controlled('[pool]\nworkers=1\n[session]\ndrain_timeout="50ms"') as (it, directory):
+        async with it.client() as busy:
+            await busy.open()
+            await ask(directory, "drain")
+            assert await busy.ended()
+            await it.running
+
+
+async def test_stop_cuts_a_drain_short() -> None:
+    async with controlled() as (it, directory), it.client() as busy:
+        await busy.open()
+        await ask(directory, "drain")
+        await it.journal.wait_for(messages.BROKER_STOPPING)
+        await ask(directory, "stop")
+        assert await busy.ended()
+        await it.running
+
+
+async def test_reload_puts_another_configuration_in_force_and_touches_no_session() -> None:
+    def load() -> Config:
+        return config.parse('[pool]\nworkers = 3\nprobe_timeout = "7s"\n[log]\nlevel = "detail"\n', "test")
+
+    async with controlled(load=load) as (it, directory), it.client() as busy:
+        await busy.open()
+        assert await ask(directory, "reload") == {"done": True}
+        status = await ask(directory)
+        assert [worker["id"] for worker in status["workers"]] == [1, 2, 3]
+        assert status["config"] == load().as_dict()
+        assert it.broker.keeper.probe_timeout == 7
+        assert it.journal.level == "detail"
+        assert (await it.journal.wait_for(messages.BROKER_RELOADED))["workers"] == 3
+        await busy.send(b"as before")
+        assert await busy.receive(9) == b"as before"
+
+
+async def test_a_reload_that_finds_a_bad_configuration_leaves_the_old_one_in_force() -> None:
+    def load() -> Config:
+        raise ConfigError("/etc/ooodd/ooodd.toml: pool.wrokers", "unknown key; did you mean pool.workers?")
+
+    async with controlled(load=load) as (it, directory):
+        await it.settled(State.IDLE)
+        before = await ask(directory)
+        with pytest.raises(AdminError) as refused:
+            await ask(directory, "reload")
+        assert str(refused.value) == (
+            "/etc/ooodd/ooodd.toml: pool.wrokers: unknown key; did you mean pool.workers?; "
+            "the configuration before stays in force"
+        )
+        after = await ask(directory)
+        assert after["config"] == before["config"]
+        assert after["workers"][0]["state"] == "idle"
+        assert it.journal.count(messages.BROKER_RELOADED) == 0
 
 
 @pytest.mark.parametrize(
@@ -248,7 +336,7 @@ def answering() -> list[str]:
 async def test_a_stranger_may_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     async with controlled() as (it, directory):
         monkeypatch.setattr(admin, "credentials", lambda _: Credentials(pid=1, uid=65534, gid=65534))
-        for command in ("status", "stop"):
+        for command in ("status", "stop", "drain", "reload"):
             with pytest.raises(AdminError, match=r"^only root and ooodd's own user may ask$"):
                 await ask(directory, command)
         assert not it.running.done()
@@ -269,7 +357,7 @@ async def test_a_directory_that_it_makes_is_its_owners_alone_and_usable() -> Non
     try:
         with tempfile.TemporaryDirectory() as directory:
             async with world() as it:
-                control = ControlSocket(it.broker, Path(directory) / "own")
+                control = ControlSocket(it.broker, Path(directory) / "own", Config)
                 await control.open()
                 assert stat.S_IMODE((Path(directory) / "own").stat().st_mode) == 0o700
                 await control.close()
@@ -280,7 +368,7 @@ async def test_a_directory_that_it_makes_is_its_owners_alone_and_usable() -> Non
 
 async def test_a_second_broker_in_the_same_directory_is_refused() -> None:
     async with controlled() as (it, directory):
-        second = ControlSocket(it.broker, directory)
+        second = ControlSocket(it.broker, directory, Config)
         with pytest.raises(AdminError, match=r"another ooodd runs here: stop it, or give another --runtime-directory"):
             await second.open()
         await second.close()
@@ -292,7 +380,7 @@ async def test_the_socket_of_a_broker_that_was_killed_is_replaced() -> None:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(f"{directory}/control")
         async with world() as it:
-            control = ControlSocket(it.broker, Path(directory))
+            control = ControlSocket(it.broker, Path(directory), Config)
             await control.open()
             assert "workers" in await ask(Path(directory))
             await control.close()
@@ -301,7 +389,7 @@ async def test_the_socket_of_a_broker_that_was_killed_is_replaced() -> None:
 async def test_a_directory_that_cannot_be_had_is_told() -> None:
     with tempfile.NamedTemporaryFile() as file:
         async with world() as it:
-            control = ControlSocket(it.broker, Path(file.name))
+            control = ControlSocket(it.broker, Path(file.name), Config)
             with pytest.raises(AdminError, match="give a --runtime-directory that is yours"):
                 await control.open()
             await control.close()

@@ -9,14 +9,17 @@ import string
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ooodd
 from ooodd import messages
-from ooodd.broker import _STOP_MESSAGES
+from ooodd.actions import Reason
+from ooodd.broker import _STOP_MESSAGES, Broker
+from ooodd.config import Config, parse
 from ooodd.journal import StreamJournal
-from ooodd.messages import LEVELS, Message, Priority
+from ooodd.messages import LEVELS, REFUSALS, Message, Priority
 
 SOURCE = Path(ooodd.__file__).parent
 CATALOG = Path(__file__).parents[2] / "systemd" / "ooodd.catalog"
@@ -97,6 +100,69 @@ def test_a_level_lets_through_what_is_as_serious_or_more(level: str, lines: int)
     for priority in Priority:
         journal.log(Message("0" * 32, priority, "{what} of {worker}"), what=priority, worker=1)
     assert stream.getvalue().splitlines() == [f"ooodd: {priority} of 1" for priority in list(Priority)[:lines]]
+
+
+def test_a_journal_goes_by_another_level_when_it_is_told() -> None:
+    stream = io.StringIO()
+    journal = StreamJournal("serious", stream)
+    line = Message("0" * 32, Priority.INFO, "{what}")
+    journal.log(line, what="unheard")
+    journal.set_level("info")
+    journal.log(line, what="heard")
+    assert stream.getvalue() == "ooodd: heard\n"
+
+
+# What clients are told
+
+
+def reasons_to_refuse() -> set[Reason]:
+    """Return the reasons that pool and broker give as they refuse a client."""
+    found = set()
+    for name in ("pool.py", "broker.py"):
+        for node in ast.walk(ast.parse((SOURCE / name).read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr in ("_refuse", "turn_away"):
+                    found |= {constant_of(argument) for argument in node.args}
+            elif isinstance(node, ast.FunctionDef) and node.name == "_objection":
+                found |= {constant_of(each.value) for each in ast.walk(node) if isinstance(each, ast.Return)}
+    return {Reason[name] for name in found if name is not None}
+
+
+def constant_of(node: ast.expr | None) -> str | None:
+    """Return X of Reason.X."""
+    is_reason = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason"
+    return node.attr if isinstance(node, ast.Attribute) and is_reason else None
+
+
+def refusal(reason: Reason, config: Config) -> str:
+    """Return the text as the broker makes it."""
+    pool = SimpleNamespace(queue=[1, 2, 3], trouble="no office in {nowhere}: install one")
+    broker = SimpleNamespace(config=config, pool=pool)
+    client = SimpleNamespace(peer=SimpleNamespace(name="192.0.2.1:5", host="192.0.2.1"))
+    return Broker._refusal(broker, client, reason)  # type: ignore[arg-type]
+
+
+def test_each_reason_to_refuse_a_client_has_a_text_and_no_text_is_without_one() -> None:
+    assert set(REFUSALS) == reasons_to_refuse()
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_each_refusal_says_who_speaks_what_is_wrong_and_what_to_do(reason: Reason) -> None:
+    text = refusal(reason, parse("[queue]\nmax_per_host = 9\n", "test"))
+    assert text.startswith("ooodd: ")
+    assert text.isprintable()
+    assert "None" not in text
+    assert re.search(r"try again|\[(queue|pool)\]|LimitNOFILE=|install", text), "what is to be done?"
+
+
+def test_refusals_have_the_values_in_force() -> None:
+    config = parse('[pool]\nworkers = 7\n[queue]\nmax_per_host = 9\ntimeout = "90s"\n', "test")
+    assert "all 7 workers" in refusal(Reason.QUEUE_FULL, config)
+    assert "3 clients wait already" in refusal(Reason.QUEUE_FULL, config)
+    assert "9 clients of 192.0.2.1 wait already" in refusal(Reason.HOST_FULL, config)
+    assert "within 90 s" in refusal(Reason.WAITED_TOO_LONG, config)
+    assert "sessions of 192.0.2.1 hold all 7 workers" in refusal(Reason.WAITS_FOR_ITSELF, config)
+    assert refusal(Reason.NO_OFFICE, config).endswith(": no office in {nowhere}: install one")
 
 
 # The catalog
