@@ -47,7 +47,7 @@ def status(broker: Broker) -> dict[str, Any]:
         "workers": [_worker(broker, worker, now) for worker in pool.workers.values()],
         "queue": {
             "length": len(pool.queue),
-            "oldest_wait": round(max((now - place.joined for place in pool.queue.values()), default=0.0), 3),
+            "oldest_wait": round(now - (pool.queue.oldest or now), 3),
         },
         "totals": dict(vars(pool.totals)),
         "config": broker.config.as_dict(),

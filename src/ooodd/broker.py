@@ -17,22 +17,23 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from enum import StrEnum
 from functools import partial
 
 from ooodd import __version__, listeners, messages
 from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
+from ooodd.client import Client, clients_left
 from ooodd.config import Config
 from ooodd.departures import Departures
-from ooodd.errors import NoDescriptorError, ProtocolError, WorkerLostError, describe
+from ooodd.errors import NoDescriptorError, WorkerLostError, describe
 from ooodd.forward import LINGER_LIMIT, Ended, Forwarding, Holding, SessionLimits, Side
 from ooodd.journal import Journal
-from ooodd.listeners import Peer
 from ooodd.notify import Notifier, Reporter
-from ooodd.pool import Limits, Pool, State, Totals, Waiting, Worker
+from ooodd.pool import Limits, Pool, State, Totals, Worker
+from ooodd.queue import Waiting
 from ooodd.store import Store
-from ooodd.urp import OPENING_SIZE, Refusal, is_opening
+from ooodd.urp import OPENING_SIZE, is_opening
 from ooodd.worker import Keeper, Office, Supervisor, Verdict
 
 # Connections that have not said anything. More than these are port checks or an attack: the longest silent one goes.
@@ -67,28 +68,6 @@ class End(StrEnum):
     STOP = "stop"
     # Sessions, waiting clients and offices are the next broker's.
     HAND_OVER = "hand over"
-
-
-@dataclass(eq=False, slots=True)
-class Client:
-    """One connection, from accept to close. `session` is its number everywhere: pool, store, journal, status."""
-
-    session: int
-    connection: socket.socket
-    peer: Peer
-    since: float
-    # While it waits: gets the number of its worker, or the reason why it gets none.
-    turn: "asyncio.Future[int | Reason | None] | None" = None
-    worker: int | None = None
-    office: socket.socket | None = None
-    forwarding: Forwarding | None = None
-    # Its worker has been taken away by the pool; whoever waits for that is told.
-    broken: bool = False
-    on_broken: "asyncio.Future[None] | None" = None
-    # The name under which the store has it.
-    stored: str = ""
-    # It had its worker, or its place in the queue, from a broker before this one.
-    adopted: bool = False
 
 
 class Broker:
@@ -160,7 +139,7 @@ class Broker:
         """End as asked. New clients wait in the socket from now on."""
         self._accept_from([])
         for client in list(self._silent.values()):
-            _hang_up(client.connection)
+            client.hang_up()
         if self._end is End.HAND_OVER:
             await self._hand_over()
             return
@@ -216,7 +195,7 @@ class Broker:
         if not left and not running:
             return
         now = time.monotonic()
-        sessions, waiting = _sort(left)
+        sessions, waiting = clients_left(left)
         for number, office in sorted(running.items()):
             self._adopt_office(number, office, sessions.pop(number, None), now)
         for number, client in sessions.items():
@@ -263,9 +242,7 @@ class Broker:
             messages.SESSION_LOST, session=client.session, client=client.peer.name, worker=number, why=why
         )
         self._close(client)
-        for connection in (client.connection, client.office):
-            if connection is not None:
-                connection.close()
+        client.close()
 
     # The life of a client
 
@@ -294,9 +271,7 @@ class Broker:
         if self._end is not End.HAND_OVER:
             self._close(client)
             self._do(self.pool.leave(client.session, time.monotonic()))
-        client.connection.close()
-        if client.office is not None:
-            client.office.close()
+        client.close()
         del self.clients[client.session]
         self._end_if_unused()
 
@@ -319,7 +294,7 @@ class Broker:
 
     async def _admit(self, client: Client) -> bool:
         """Wait for the first bytes: only what begins as URP gets an office, and only then. They stay in the socket."""
-        opening = _peek(client)
+        opening = client.opening()
         if len(opening) < OPENING_SIZE:
             opening = await self._wait_for_words(client)
         admitted = bool(is_opening(opening))
@@ -374,17 +349,11 @@ class Broker:
             self._departures.unwatch(client.connection)
 
     async def _tell(self, client: Client, reason: Reason) -> None:
-        """Answer the client's first request with the reason: an exception of UNO's."""
-        self._let_go(client)
-        refusal = Refusal(self._refusal(client, reason))
-        with contextlib.suppress(OSError, ProtocolError):  # OSError: TimeoutError too
+        """Answer the client's first request with the reason."""
+        self._let_go(client)  # what it said is read, so no other broker could go on with it
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFUSAL_LIMIT):
-                _hear_every_byte(client)
-                while not refusal.done and (data := await self._loop.sock_recv(client.connection, 4096)):
-                    await self._loop.sock_sendall(client.connection, refusal.receive(data))
-                client.connection.shutdown(socket.SHUT_WR)
-                while await self._loop.sock_recv(client.connection, 4096):  # closing with bytes unread takes ours away
-                    pass
+                await client.refuse(self._refusal(client, reason))
 
     async def _forward(self, client: Client) -> Ended:
         """Let client and office talk until the office lets go. Ends both connections."""
@@ -393,7 +362,7 @@ class Broker:
         began = time.monotonic()
         slot = self._store.marks.slot(client.worker)
         holding = Holding(slot.memory, slot.to_office_index, slot.to_client_index)
-        _hear_every_byte(client)
+        client.hear_every_byte()
         client.forwarding = Forwarding(client.connection, client.office, self._session_limits(), holding)
         if client.broken:
             client.forwarding.office_lost()
@@ -455,24 +424,16 @@ class Broker:
         self._silent[client.session] = client
         if len(self._silent) > _MOST_SILENT:
             self._hang_up_on_the_most_silent()
-        # Whoever sends less than that at once is no UNO client; a TCP socket is not readable before it is all there.
-        with contextlib.suppress(OSError):
-            client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, OPENING_SIZE)
-        readable = self._loop.create_future()
-        self._loop.add_reader(client.connection, _set, readable)
-        try:
-            await readable
-        finally:
-            self._loop.remove_reader(client.connection)
+        await client.speaks()
         if self._silent.pop(client.session, None) is None:  # hung up on meanwhile, though its bytes came yet
             return b""
-        return _peek(client)
+        return client.opening()
 
     def _hang_up_on_the_most_silent(self) -> None:
         client = self._silent.pop(next(iter(self._silent)))
         silent = time.monotonic() - client.since
         self._journal.log(messages.CLIENT_SILENT, client=client.peer.name, seconds=silent, limit=_MOST_SILENT)
-        _hang_up(client.connection)
+        client.hang_up()
 
     def _left(self, client: Client) -> None:
         """Drop a client that has left the queue."""
@@ -502,9 +463,7 @@ class Broker:
 
     def _close(self, client: Client) -> None:
         """End the client's connections, to which the store may hold another descriptor, and have it forget them."""
-        for connection in (client.connection, client.office):
-            if connection is not None:
-                _hang_up(connection)
+        client.hang_up()
         self._let_go(client)
 
     async def _wait_for_exit(self, client: Client) -> None:
@@ -594,8 +553,8 @@ class Broker:
         client.broken = True
         if client.forwarding is not None:
             client.forwarding.office_lost()
-        if client.on_broken is not None:
-            _set(client.on_broken)
+        if client.on_broken is not None and not client.on_broken.done():
+            client.on_broken.set_result(None)
 
     def _refuse(self, client: Client, reason: Reason) -> None:
         self._journal.log(
@@ -649,59 +608,6 @@ def _doubt(client: Client, ended: Ended) -> Verdict:
     if not ended.office_let_go and ended.by is Side.CLIENT:
         return Verdict(Reason.DIRTY, "it did not let go of a client that had gone")
     return Verdict()
-
-
-def _peek(client: Client) -> bytes:
-    """Look at the first bytes; none if nothing has come, or nothing will."""
-    try:
-        return client.connection.recv(OPENING_SIZE, socket.MSG_PEEK)
-    except OSError:
-        return b""
-
-
-def _set(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _hear_every_byte(client: Client) -> None:
-    """Undo what `_wait_for_words` did."""
-    with contextlib.suppress(OSError):
-        client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    """End the connection; whoever waits for its bytes then gets the end of file."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-def _sort(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int, Client], list[Client]]:
-    """Sort what the store kept into sessions by worker and waiting clients in order; close what is neither."""
-    sessions: dict[int, Client] = {}
-    waiting: dict[int, Client] = {}
-    for name, sockets in left.items():
-        match name.split("-"), sockets:
-            case ["session", session, worker], [connection, office]:
-                client = _adopted(name, int(session), connection)
-                office.setblocking(False)  # noqa: FBT003
-                client.office, client.worker = office, int(worker)
-                sessions[int(worker)] = client
-            case ["waiting", session], [connection]:
-                waiting[int(session)] = _adopted(name, int(session), connection)
-            case _:
-                for connection in sockets:
-                    connection.close()
-    for client in sessions.values():  # the broker before was killed as it leased
-        if (twice := waiting.pop(client.session, None)) is not None:
-            twice.connection.close()
-    return sessions, [waiting[session] for session in sorted(waiting)]
-
-
-def _adopted(name: str, session: int, connection: socket.socket) -> Client:
-    connection.setblocking(False)  # noqa: FBT003
-    peer = listeners.peer(connection)
-    return Client(session, connection, peer, time.monotonic(), stored=name, adopted=True)
 
 
 def _limits(config: Config) -> Limits:

@@ -16,14 +16,13 @@ Times are seconds of any monotonic clock, the same in all calls. Every event end
 due; `deadline` tells when something will be due next, if nothing else happens before.
 """
 
-from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
-from typing import NamedTuple
 
 from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
+from ooodd.queue import Queue, Waiting
 
 # For how long, in seconds, nothing may move on sessions that hold every worker before a client of the same host that
 # waits is told that it waits for itself.
@@ -153,13 +152,6 @@ class Totals:
     dirty: int = 0
 
 
-class Waiting(NamedTuple):
-    """A place in the queue."""
-
-    joined: float
-    host: str
-
-
 @dataclass
 class Pool:
     """The workers and the queue. Methods are events; each returns the actions it asks for, in order."""
@@ -173,9 +165,7 @@ class Pool:
     closing: bool = field(default=False, init=False)
     # Why no office can be started, once clients are told so; empty if all is well.
     trouble: str = field(default="", init=False)
-    # By client. Ordered: the first is served next.
-    queue: OrderedDict[int, Waiting] = field(default_factory=OrderedDict, init=False)
-    _hosts: Counter[str] = field(default_factory=Counter, init=False)
+    queue: Queue = field(default_factory=Queue, init=False)
     # When a client last came or went.
     _used: float = field(default=0.0, init=False)
     # Starts that failed in a row, whichever worker's; since when, and until when none is tried.
@@ -259,7 +249,7 @@ class Pool:
         self._used = now
         if (reason := self._objection(host)) is not None:
             return [self._refuse(client, reason)]
-        self._enqueue(client, Waiting(now, host))
+        self.queue.add(client, Waiting(now, host))
         if self._look_at is None:
             self._look_at = now + self._patience
         return self._settle(now)
@@ -268,8 +258,7 @@ class Pool:
         """Queue a client again whose worker turned out lost before it got a byte; it keeps its place, the first."""
         if self.draining:
             return [self._refuse(client, Reason.CLOSING)]
-        self._enqueue(client, place)
-        self.queue.move_to_end(client, last=False)
+        self.queue.add_first(client, place)
         return self._settle(now)
 
     def turn_away(self, client: int, reason: Reason) -> Refuse:
@@ -279,7 +268,7 @@ class Pool:
     def leave(self, client: int, now: float) -> list[Action]:
         """Forget a client that is gone, wherever it was; a worker that it had not released is recycled."""
         if client in self.queue:
-            self._dequeue(client)
+            self.queue.remove(client)
             return self._settle(now)
         for worker in self.workers.values():
             if worker.client == client:
@@ -389,7 +378,7 @@ class Pool:
 
     def adopt_client(self, client: int, now: float, host: str) -> None:
         """Take over a client that waits, after all that were adopted before it."""
-        self._enqueue(client, Waiting(now, host))
+        self.queue.add(client, Waiting(now, host))
 
     # What the events are made of
 
@@ -399,8 +388,8 @@ class Pool:
         if self.draining:
             return []
         actions: list[Action] = []
-        while self.queue and self._first().joined + self.limits.queue_timeout <= now:
-            actions.append(self._refuse(next(iter(self.queue)), Reason.WAITED_TOO_LONG))
+        while (oldest := self.queue.oldest) is not None and oldest + self.limits.queue_timeout <= now:
+            actions.append(self._refuse(self.queue.first, Reason.WAITED_TOO_LONG))
         actions += self._serve(now)
         if not self.queue:
             self._look_at = None
@@ -414,8 +403,8 @@ class Pool:
         limits = self.limits
         if self.draining:
             return
-        if self.queue:
-            yield self._first().joined + limits.queue_timeout
+        if (oldest := self.queue.oldest) is not None:
+            yield oldest + limits.queue_timeout
         if limits.idle_timeout is not None:
             yield self._used + limits.idle_timeout
         yield self._hold_until
@@ -443,28 +432,14 @@ class Pool:
         if len(self.queue) >= self.limits.max_clients + free:
             return Reason.QUEUE_FULL
         most = self.limits.max_per_host
-        if most is not None and self._hosts[host] >= most and len(self.queue) >= free:
+        if most is not None and self.queue.of_host(host) >= most and len(self.queue) >= free:
             return Reason.HOST_FULL
         return None
 
-    def _first(self) -> Waiting:
-        return next(iter(self.queue.values()))
-
-    def _enqueue(self, client: int, place: Waiting) -> None:
-        self.queue[client] = place
-        self._hosts[place.host] += 1
-
-    def _dequeue(self, client: int) -> Waiting:
-        place = self.queue.pop(client)
-        self._hosts[place.host] -= 1
-        if not self._hosts[place.host]:
-            del self._hosts[place.host]
-        return place
-
     def _serve(self, now: float) -> Iterator[Lease]:
         while self.queue and (worker := self._idle(now)) is not None:
-            client = next(iter(self.queue))
-            worker.host = self._dequeue(client).host
+            client = self.queue.first
+            worker.host = self.queue.remove(client).host
             self._move(worker, Event.LEASE, now)
             worker.client = client
             worker.uses += 1
@@ -609,7 +584,7 @@ class Pool:
 
     def _refuse(self, client: int, reason: Reason) -> Refuse:
         if client in self.queue:
-            self._dequeue(client)
+            self.queue.remove(client)
         self.totals.refused += 1
         return Refuse(client, reason)
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
-from ooodd.pool import ALIVE, TRANSITIONS, TROUBLE, Event, IllegalTransition, Limits, Pool, State, Waiting, Worker
+from ooodd.pool import ALIVE, TRANSITIONS, TROUBLE, Event, IllegalTransition, Limits, Pool, State, Worker
+from ooodd.queue import Waiting
 
 FAULTS = [None, Reason.HUNG, Reason.CUT_OFF, Reason.CRASHED, Reason.DIRTY]
 
 
-def limits(workers: int = 2, **others: Any) -> Limits:
+def limits(workers: int = 2, **others: object) -> Limits:
     """Limits under which every worker is started at once and kept, unless told otherwise."""
     defaults: dict[str, Any] = {
         "min_workers": workers,
@@ -30,11 +31,11 @@ def limits(workers: int = 2, **others: Any) -> Limits:
     return Limits(workers=workers, **{**defaults, **others})
 
 
-def pool(workers: int = 2, **others: Any) -> Pool:
+def pool(workers: int = 2, **others: object) -> Pool:
     return Pool(limits(workers, **others), Random(1))
 
 
-def ready_pool(workers: int = 2, **others: Any) -> Pool:
+def ready_pool(workers: int = 2, **others: object) -> Pool:
     it = pool(workers, **others)
     assert it.open(0.0) == [Start(number) for number in range(1, workers + 1)]
     for number in range(1, workers + 1):
@@ -42,7 +43,7 @@ def ready_pool(workers: int = 2, **others: Any) -> Pool:
     return it
 
 
-def elastic_pool(workers: int, **others: Any) -> Pool:
+def elastic_pool(workers: int, **others: object) -> Pool:
     """A pool that has nothing but what its clients need, and idle_timeout = 50."""
     return pool(workers, **{"min_workers": 0, "idle_timeout": 50.0, **others})
 
@@ -709,7 +710,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def the_books_agree(self) -> None:
         assert list(self.it.queue) == self.waiting
-        assert sum(self.it._hosts.values()) == len(self.waiting)
+        assert sum(self.it.queue.of_host(f"host {number}") for number in (0, 1)) == len(self.waiting)
         assert {worker.id for worker in self.it.workers.values() if worker.state in ALIVE} == self.running
         assert {worker.client: worker.id for worker in self.it.workers.values() if worker.client} == self.holds
 
