@@ -122,7 +122,7 @@ class Broker:
 
     def end(self, how: End) -> None:
         """Have `run` end. What is under way can be cut short by STOP, and by nothing else."""
-        if self._end is None or how is End.STOP:
+        if self._end is None or (how is End.STOP and self._end is End.DRAIN):
             self._end = how
             self._news.set()
 
@@ -307,21 +307,18 @@ class Broker:
         place = Waiting(time.monotonic(), client.peer.host)
         join = partial(self.pool.join, client.session, place.joined, place.host)
         actions = [] if client.adopted else join()
-        while isinstance(turn := await self._queue(client, actions), int):
+        while (turn := await self._queue(client, actions)) is not None:
             try:
                 client.office = self.keeper.office(turn).connect()
                 break
             except WorkerLostError as error:
                 self.worker_lost(turn, Reason.CRASHED, str(error))
+                actions = self.pool.rejoin(client.session, place, time.monotonic())
             except NoDescriptorError:
                 self._do(self.pool.give_back(turn, client.session, time.monotonic()))
-                self._do([self.pool.turn_away(client.session, Reason.NO_DESCRIPTOR)])
-                turn = Reason.NO_DESCRIPTOR
-                break
-            actions = self.pool.rejoin(client.session, place, time.monotonic())
-        if isinstance(turn, Reason):
-            await self._tell(client, turn)
-        if client.office is None or not isinstance(turn, int):
+                actions = [self.pool.turn_away(client.session, Reason.NO_DESCRIPTOR)]
+        if turn is None or client.office is None:
+            await self._tell(client)
             return False
         client.worker = turn
         client.adopted = client.broken = False
@@ -335,8 +332,8 @@ class Broker:
         )
         return True
 
-    async def _queue(self, client: Client, actions: Iterable[Action]) -> int | Reason | None:
-        """Wait for the client's turn; None for a client that has left, which is dropped at once."""
+    async def _queue(self, client: Client, actions: Iterable[Action]) -> int | None:
+        """Wait for the client's turn; None for a client that is refused or has left, which is dropped at once."""
         client.turn = self._loop.create_future()
         self._do(actions)
         if not client.turn.done():
@@ -348,12 +345,13 @@ class Broker:
         finally:
             self._departures.unwatch(client.connection)
 
-    async def _tell(self, client: Client, reason: Reason) -> None:
-        """Answer the client's first request with the reason."""
-        self._let_go(client)  # what it said is read, so no other broker could go on with it
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REFUSAL_LIMIT):
-                await client.refuse(self._refusal(client, reason))
+    async def _tell(self, client: Client) -> None:
+        """Answer the client's first request with the reason for which it gets no office, if it was refused."""
+        self._let_go(client)  # what it says is read from here on, so no other broker could go on with it
+        if client.refusal:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFUSAL_LIMIT):
+                    await client.refuse(client.refusal)
 
     async def _forward(self, client: Client) -> Ended:
         """Let client and office talk until the office lets go. Ends both connections."""
@@ -442,7 +440,7 @@ class Broker:
         self._do(self.pool.leave(client.session, time.monotonic()))
         self._take_turn(client.session, None)
 
-    def _take_turn(self, session: int, turn: int | Reason | None) -> None:
+    def _take_turn(self, session: int, turn: int | None) -> None:
         client = self.clients[session]
         if client.turn is not None and not client.turn.done():
             client.turn.set_result(turn)
@@ -557,14 +555,16 @@ class Broker:
             client.on_broken.set_result(None)
 
     def _refuse(self, client: Client, reason: Reason) -> None:
+        client.refusal = self._refusal(client, reason)
+        waited = time.monotonic() - client.since
         self._journal.log(
             messages.CLIENT_REFUSED,
             session=client.session,
             client=client.peer.name,
-            seconds=time.monotonic() - client.since,
-            text=self._refusal(client, reason),
+            seconds=waited,
+            text=client.refusal,
         )
-        self._take_turn(client.session, reason)
+        self._take_turn(client.session, None)
 
     def _mark(self, number: int) -> None:
         """Note about a worker what the next broker has to know of it, if this one is killed."""

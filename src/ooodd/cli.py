@@ -20,9 +20,10 @@ from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.notify import NoNotifier, SystemdNotifier
 from ooodd.processes import ProcessSupervisor
 from ooodd.socketfailure import socket_failure
-from ooodd.store import NoStore, SystemdStore
+from ooodd.store import MOST_WORKERS, NoStore, SystemdStore
 from ooodd.table import table
 from ooodd.units import UnitSupervisor
+from ooodd.worker import Office
 
 _SYSTEM_RUNTIME_DIRECTORY = Path("/run/ooodd")
 _OFFICE = Path("/usr/lib/libreoffice/program")
@@ -101,8 +102,8 @@ async def _run_as_service(options: argparse.Namespace) -> int:
         supervisor = await UnitSupervisor.connect()
         supervisor.on_bus = partial(_tell_of_bus, journal)
         try:
-            await supervisor.stop_others(await supervisor.running())
-            running = await supervisor.running()  # nothing is awaited from here on until they are the broker's
+            await supervisor.stop_others(_ours(await supervisor.running()))
+            running = _ours(await supervisor.running())  # nothing is awaited until they are the broker's
             broker = Broker(settings, supervisor, journal, notifier, store)
             broker.adopt(left, running)
             await _serve(broker, sockets, options, supervisor)
@@ -118,6 +119,11 @@ async def _run_as_service(options: argparse.Namespace) -> int:
             listener.close()
         notifier.close()
     return 0
+
+
+def _ours(running: dict[int, Office]) -> dict[int, Office]:
+    """Return those that a broker can have started; somebody may have started any by hand."""
+    return {number: office for number, office in running.items() if 1 <= number <= MOST_WORKERS}
 
 
 async def _run_in_foreground(options: argparse.Namespace) -> int:

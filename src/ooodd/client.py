@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ooodd.actions import Reason
 from ooodd.errors import ProtocolError
 from ooodd.forward import Forwarding
 from ooodd.listeners import Peer, peer
@@ -23,8 +22,10 @@ class Client:
     connection: socket.socket
     peer: Peer
     since: float
-    # While it waits: gets the number of its worker, or the reason why it gets none.
-    turn: "asyncio.Future[int | Reason | None] | None" = None
+    # While it waits: gets the number of its worker, or None if it is to go without.
+    turn: "asyncio.Future[int | None] | None" = None
+    # Why it gets no office, if it was told so.
+    refusal: str = ""
     worker: int | None = None
     office: socket.socket | None = None
     forwarding: Forwarding | None = None

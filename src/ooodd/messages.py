@@ -125,9 +125,6 @@ WORKER_DIRTY = Message(
     Priority.INFO,
     "worker {worker} is not as it was before its session and is restarted: {detail}",
 )
-WORKER_NOT_PROBED = Message(
-    "b7b8397ca42946e2a00b1dd7dd3d13ec", Priority.WARNING, "worker {worker} can't be looked at: {detail}"
-)
 WORKER_NOT_STARTED = Message(
     "1f7f4f960f8d4d219f3d3e93a7a2e67e",
     Priority.ERROR,

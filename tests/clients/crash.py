@@ -11,7 +11,8 @@
   the client has gone: it still answers a handshake, and no call that takes the SolarMutex. Security level 3 and
   DisableMacrosExecution do not stop it, for it is the client that runs the macro.
 - calc-loop: hangs the office in the same way but without macros, in formulas that take many minutes.
-- stream: loads from a stream of the client's that never answers. The office is well and serves others meanwhile.
+- stream: loads from a stream of the client's that never answers, and tells "silent" when it is asked. The office is
+  well and serves others meanwhile.
 
 Tells "connected", then "faulting" just before the call that hurts. What comes then is the fault: an "error" with status
 1 when the connection broke, "survived" with status 0 if the office went on, and nothing at all as long as it hangs.
@@ -109,10 +110,15 @@ def calc_loop(context: Any, step: Steps, _source: Path | None) -> None:
 
 
 class SilentInput(FileInput):
-    """A stream that takes for ever over its first bytes."""
+    """A stream that takes for ever over its first bytes, and says so."""
+
+    def __init__(self, path: Path, step: Steps) -> None:
+        super().__init__(path)
+        self.step = step
 
     def readBytes(self, _data: object, _count: int) -> tuple[int, Any]:
         """Wait for a signal that nobody sends."""
+        self.step("silent")
         signal.pause()
         return 0, None
 
@@ -120,7 +126,7 @@ class SilentInput(FileInput):
 def stream(context: Any, step: Steps, source: Path | None) -> None:
     """Load from a stream that never answers; ends with the client."""
     desktop = create(context, "com.sun.star.frame.Desktop")
-    options = properties(Hidden=True, InputStream=SilentInput(source or Path("/dev/null")))
+    options = properties(Hidden=True, InputStream=SilentInput(source or Path("/dev/null"), step))
     step("faulting")
     desktop.loadComponentFromURL("private:stream", "_blank", 0, options)
 

@@ -5,8 +5,9 @@
     fuzz_urp.py [libFuzzer's options] [CORPUS ...]
 
 It needs atheris, which is not in Debian: `pip install atheris` in an environment of its own. An input is a script: a
-byte that picks who listens, then chunks, each with a byte of flags, two for its length, and its bytes. Only
-`ProtocolError` may come of it, nothing may be kept but a block, and how the bytes are split may make no difference.
+byte that picks who listens, one for the size of the pieces in which that one hears it, then chunks, each with a byte of
+flags, two for its length, and its bytes. Only `ProtocolError` may come of it, nothing may be kept but a block, and how
+the bytes are split may make no difference.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def chunks(script: bytes) -> Iterator[tuple[int, bytes]]:
         yield flags, chunk
 
 
+def pieces(whole: bytes, size: int) -> list[bytes]:
+    """Cut bytes into pieces of one size."""
+    return [whole[begin : begin + size] for begin in range(0, len(whole), size)]
+
+
 def probe() -> Probe:
     """Return a probe whose thread id the fuzzer can know."""
     made = Probe()
@@ -66,28 +72,28 @@ def converse(party: Probe | Refusal, parts: list[bytes]) -> tuple[bytes, bool]:
     return answers, not complaint
 
 
-def check_conversation(parts: list[bytes], one: Probe | Refusal, other: Probe | Refusal) -> None:
+def check_conversation(whole: bytes, size: int, one: Probe | Refusal, other: Probe | Refusal) -> None:
     """Let two of a kind hear the same, split and whole. One that is broken off may have answered before."""
-    answers, bore = converse(one, parts)
-    others, other_bore = converse(other, [b"".join(parts)])
+    answers, bore = converse(one, pieces(whole, size))
+    others, other_bore = converse(other, [whole])
     assert bore == other_bore
     assert not bore or answers == others
 
 
-def check_calls(parts: list[tuple[int, bytes]]) -> None:
+def check_calls(parts: list[tuple[int, bytes]], size: int) -> None:
     """Follow both directions as they come; and one after the other, split and whole."""
     calls, split, whole = Calls(), Calls(), Calls()
     for flags, part in parts:
         (calls.to_client if flags & TO_CLIENT else calls.to_office)(memoryview(part))
         assert max(len(calls._requests._kept), len(calls._replies._kept)) < 10
-    to_office = [part for flags, part in parts if not flags & TO_CLIENT]
-    to_client = [part for flags, part in parts if flags & TO_CLIENT]
-    for part in to_office:
-        split.to_office(memoryview(part))
-    for part in to_client:
-        split.to_client(memoryview(part))
-    whole.to_office(memoryview(b"".join(to_office)))
-    whole.to_client(memoryview(b"".join(to_client)))
+    to_office = b"".join(part for flags, part in parts if not flags & TO_CLIENT)
+    to_client = b"".join(part for flags, part in parts if flags & TO_CLIENT)
+    for piece in pieces(to_office, size):
+        split.to_office(memoryview(piece))
+    for piece in pieces(to_client, size):
+        split.to_client(memoryview(piece))
+    whole.to_office(memoryview(to_office))
+    whole.to_client(memoryview(to_client))
     assert split.under_way == whole.under_way
     # Only in the order as they came it is to be seen that a reply was before its request.
     assert calls.under_way or not whole.under_way
@@ -95,31 +101,40 @@ def check_calls(parts: list[tuple[int, bytes]]) -> None:
 
 def check_one_input(data: bytes) -> None:
     """Run one script."""
-    parts = list(chunks(data[1:]))
-    match data[:1]:
+    who, size = data[:1], 1 + (data[1] if len(data) > 1 else 0)
+    parts = list(chunks(data[2:]))
+    whole = b"".join(part for _, part in parts)
+    match who:
         case b"p":
-            check_conversation([part for _, part in parts], probe(), probe())
+            check_conversation(whole, size, probe(), probe())
         case b"r":
-            check_conversation([part for _, part in parts], Refusal("no"), Refusal("no"))
+            check_conversation(whole, size, Refusal("no"), Refusal("no"))
         case b"c":
-            check_calls(parts)
+            check_calls(parts, size)
         case _:
-            is_opening(data[1:])
+            is_opening(whole)
 
 
 def seeds() -> Iterator[bytes]:
     """Yield scripts of recorded conversations: as they were, framed here, in one piece, and from both sides."""
-    for who, blocks in ((b"p", NOTHING_OPEN), (b"p", HIDDEN_AND_VISIBLE), (b"r", PYUNO), (b"r", JAVA), (b"r", OLD)):
+    conversations = (
+        (b"p\5", NOTHING_OPEN),
+        (b"p\xff", HIDDEN_AND_VISIBLE),
+        (b"r\x08", PYUNO),
+        (b"r\0", JAVA),
+        (b"r\7", OLD),
+    )
+    for who, blocks in conversations:
         whole = b"".join(blocks)
         yield who + b"".join(HEAD.pack(0, len(block)) + block for block in blocks)
         yield who + b"".join(HEAD.pack(FRAMED | 1 << COUNT_SHIFT, len(block) - 8) + block[8:] for block in blocks)
         yield who + HEAD.pack(0, len(whole)) + whole
-        direction = TO_CLIENT if who == b"p" else 0
-        yield b"c" + b"".join(HEAD.pack(direction, len(block)) + block for block in blocks)
+        direction = TO_CLIENT if who.startswith(b"p") else 0
+        yield b"c\2" + b"".join(HEAD.pack(direction, len(block)) + block for block in blocks)
     requests, replies = [b"\xf8\4", b"\5\1", b"\3\0\xff\xff", b"\xf0\2\x16"], [b"\x88\4", b"\x80", b"\x80\0"]
     both = [(0, each) for each in requests] + [(TO_CLIENT, each) for each in replies]
-    yield b"c" + b"".join(HEAD.pack(FRAMED | 1 << COUNT_SHIFT | way, len(each)) + each for way, each in both)
-    yield b"o" + PYUNO[0]
+    yield b"c\2" + b"".join(HEAD.pack(FRAMED | 1 << COUNT_SHIFT | way, len(each)) + each for way, each in both)
+    yield b"o\0" + HEAD.pack(0, len(PYUNO[0])) + PYUNO[0]
 
 
 def main() -> None:

@@ -2,16 +2,25 @@
 """The installed service on a machine, as an administrator handles it: configuration, systemctl, ooodd status."""
 
 import json
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from command import Command
 from deadline import until
+from journal import Entry
 from machine import Machine
+from ooodd.messages import Message
 from places import CLIENTS, PYTHON
 
 CONFIGURATION = "/etc/ooodd/ooodd.toml"
 # Generous: a start takes 0.3 s on an idle machine.
 PATIENCE = 30.0
+IN_SERVICE = ("idle", "busy", "inspecting")
 
 
 class Service:
@@ -33,8 +42,34 @@ class Service:
         self.machine.run("systemctl", "start", "ooodd.service", check=True)
 
     def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.machine.run("ooodd", "status", "--json", check=True).stdout)
+        """What `ooodd status --json` prints, asked for in the same way but without a process: OSError if no broker runs.
+
+        The socket is reached through the machine's root directory, as /proc shows it.
+        """
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(f"/proc/{self.machine.pid}/root/run/ooodd/control")
+            connection.sendall(b'{"command": "status"}\n')
+            with connection.makefile("rb") as answers:
+                answer: dict[str, Any] = json.loads(answers.readline() or b"{}")
+        if "workers" not in answer:
+            raise ConnectionResetError(f"the broker said {answer}")
         return answer
+
+    def glance(self) -> dict[str, Any]:
+        """The status; empty while no broker runs."""
+        try:
+            return self.status()
+        except OSError:
+            return {}
+
+    def totals(self) -> dict[str, int]:
+        totals: dict[str, int] = self.status()["totals"]
+        return totals
+
+    def main_pid(self) -> int:
+        """The broker's pid, 0 if there is none."""
+        return int(self.machine.run("systemctl", "show", "-P", "MainPID", "ooodd.service", check=True).stdout)
 
     def workers(self) -> list[dict[str, Any]]:
         workers: list[dict[str, Any]] = self.status()["workers"]
@@ -52,8 +87,48 @@ class Service:
 
         return until(idle, PATIENCE, "all workers to be idle")
 
-    def kill(self, pid: int, signal: str = "KILL") -> None:
-        self.machine.run("kill", f"-{signal}", str(pid), check=True)
+    def wait_queue(self, length: int) -> None:
+        until(lambda: self.status()["queue"]["length"] == length, PATIENCE, f"{length} clients to wait")
+
+    def wait_total(self, name: str, count: int) -> None:
+        """Wait until `count` are counted, and not one more."""
+        until(lambda: self.totals()[name] >= count, PATIENCE, f"{count} {name}")
+        assert self.totals()[name] == count
+
+    def wait_whole(self, count: int, without: Iterable[int] = ()) -> dict[str, Any]:
+        """Wait until so many workers are in service, none of them with one of those offices; return the status."""
+        gone = set(without)
+
+        def look() -> dict[str, Any]:
+            status = self.glance()
+            serving = [w for w in status.get("workers", ()) if w["state"] in IN_SERVICE and w["pid"] not in gone]
+            return status if len(serving) == count else {}
+
+        return until(look, PATIENCE, f"{count} workers to be in service")
+
+    def kill(self, *pids: int, signal: str = "KILL") -> None:
+        self.machine.run("kill", f"-{signal}", *map(str, pids), check=True)
+
+    @contextmanager
+    def drop_in(self, unit: str, text: str) -> Iterator[None]:
+        """Change a unit for a while."""
+        path = f"/etc/systemd/system/{unit}.d/test.conf"
+        self.machine.put(path, text)
+        self.machine.run("systemctl", "daemon-reload", check=True)
+        try:
+            yield
+        finally:
+            self.machine.run("rm", path, check=True)
+            self.machine.run("systemctl", "daemon-reload", check=True)
+
+    def lines(self, message: Message, after: str) -> list[Entry]:
+        """The lines of one kind that the broker has written."""
+        return self.machine.journal(None, f"MESSAGE_ID={message.id}", after=after)
+
+    def line(self, message: Message, after: str) -> Entry:
+        """The only line of that kind."""
+        (line,) = self.lines(message, after)
+        return line
 
     # Clients
 
@@ -70,6 +145,22 @@ class Service:
         """Start a client that has an office and holds it; return it with what it knows of the office."""
         client = self.client("convert.py", "--office", "--hold", step)
         return client, await_step(client, "office")
+
+    def waiting_client(self, *arguments: str) -> Command:
+        """Start a client that has to wait, and return it when it does."""
+        length = self.status()["queue"]["length"]
+        client = self.client("convert.py", "--office", *arguments)
+        self.wait_queue(length + 1)
+        return client
+
+    @contextmanager
+    def herd(self, clients: int, *arguments: str) -> Iterator["Herd"]:
+        """Have many clients work all the time."""
+        with tempfile.TemporaryFile("w+") as told:
+            command = [PYTHON, f"{CLIENTS}/herd.py", f"--clients={clients}", *arguments, "/tmp/herd"]
+            self.machine.run("rm", "-rf", "/tmp/herd", check=True)
+            with self.machine.popen(*command, cwd="/tmp", stdout=told) as process:
+                yield Herd(process, Path(f"/proc/self/fd/{told.fileno()}"))
 
     def serves(self) -> int:
         """Have a client served; return the pid of its office."""
@@ -96,3 +187,70 @@ def await_step(client: Command, step: str) -> dict[str, Any]:
         if told["step"] == step:
             return told
     raise AssertionError(f"the client ended before {step}: {client.communicate()}")
+
+
+@dataclass
+class Session:
+    """What one session of a herd has told; times of time.monotonic, the same in any machine."""
+
+    number: int
+    begun: float
+    connected: float | None = None
+    pid: int | None = None
+    ended: float | None = None
+    error: str = ""
+
+
+class Herd:
+    """Many clients at work."""
+
+    def __init__(self, process: Command, told: Path) -> None:
+        self.process = process
+        self._told = told
+
+    def sessions(self) -> list[Session]:
+        """All sessions so far, in the order in which they began."""
+        found: dict[int, Session] = {}
+        for line in map(json.loads, self._told.read_text().splitlines()):
+            number, event, when = line["session"], line["event"], line["time"]
+            if event == "begin":
+                found[number] = Session(number, when)
+            elif event == "connected":
+                found[number].connected = when
+            elif event == "office":
+                found[number].pid = line["pid"]
+            else:
+                found[number].ended, found[number].error = when, line["error"]
+        return sorted(found.values(), key=lambda session: session.begun)
+
+    def stop(self) -> list[Session]:
+        """Have each client end after its session; return all sessions."""
+        _, errors = self.process.communicate(timeout=4 * PATIENCE)
+        assert self.process.returncode == 0, errors
+        sessions = self.sessions()
+        assert all(session.ended is not None for session in sessions), sessions
+        return sessions
+
+
+def release(client: Command) -> list[dict[str, Any]]:
+    """Let a client that holds go on to its end; return the steps that it has told since."""
+    out, _ = client.communicate("go\n", PATIENCE)
+    client.release()
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def told_error(client: Command) -> str:
+    """Wait for a client to end, and return the error's text; empty if there was none."""
+    steps = release(client)
+    return str(steps[-1]["message"]) if steps and steps[-1]["step"] == "error" else ""
+
+
+def out_of_order(sessions: Iterable[Session], tolerance: float = 0.1) -> list[tuple[Session, Session]]:
+    """Pairs of sessions of which the one that came clearly earlier was served clearly later."""
+    served = [session for session in sessions if session.connected is not None]
+    return [
+        (early, late)
+        for early in served
+        for late in served
+        if early.begun + tolerance < late.begun and (early.connected or 0.0) > (late.connected or 0.0) + tolerance
+    ]

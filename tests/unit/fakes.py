@@ -180,6 +180,42 @@ class FakeSupervisor:
             await self.stop(number)
 
 
+class LastingSupervisor:
+    """Starts and stops fake offices by jobs that, like systemd's, go on though whoever asked for them is gone."""
+
+    def __init__(self, fake: FakeSupervisor) -> None:
+        self.fake = fake
+        self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
+        self._jobs: set[asyncio.Task[None]] = set()
+        fake.lost = lambda *what: self.lost(*what)
+
+    def unit(self, number: int) -> str:
+        return self.fake.unit(number)
+
+    def details(self, number: int) -> str:
+        return self.fake.details(number)
+
+    async def start(self, number: int) -> Office:
+        return await self.fake.start(number)  # which waits for nothing
+
+    async def stop(self, number: int) -> None:
+        job = asyncio.create_task(self.fake.stop(number), name=f"stop job {number}")
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        await asyncio.shield(job)
+
+    async def running(self) -> dict[int, Office]:
+        return await self.fake.running()
+
+    async def vanish(self, number: int) -> None:
+        """Let an office die while nobody listens."""
+        await self.fake.offices.pop(number).close()
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await self.fake.close()
+
+
 class ListJournal:
     """Keeps what is logged, and lets a test wait for it."""
 

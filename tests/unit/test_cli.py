@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command: what it prints, where, and with which exit status."""
 
+import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 import ooodd
-from ooodd import cli, config
+from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier
+from ooodd import admin, cli, config, listeners, messages
+from ooodd.broker import End
 from ooodd.cli import main
+from ooodd.errors import AdminError, OooddError
+from ooodd.notify import Notifier
+from ooodd.store import MemoryStore
 
 SOURCE = Path(ooodd.__file__).parents[1]
 
@@ -80,10 +88,10 @@ def test_a_named_file_that_is_absent_is_status_78(tmp_path: Path, capsys: pytest
     assert one_line(capsys.readouterr().err).startswith(f"ooodd: {tmp_path}/absent.toml: No such file or directory")
 
 
-# status and stop
+# status, stop, drain and reload
 
 
-@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["stop"]])
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["stop"], ["drain"], ["reload"]])
 def test_asking_when_nothing_runs_says_what_to_do(
     command: list[str], directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,9 +115,48 @@ def test_status_prints_json_or_a_table(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_stop_tells_what_starts_it_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("ooodd.admin.ask", lambda *_: {"stopping": True})
+    asked = answers(monkeypatch)
     assert main(["stop"]) == 0
+    assert asked == ["stop"]
     assert "systemctl stop ooodd.socket" in one_line(capsys.readouterr().out)
+
+
+def test_drain_tells_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = answers(monkeypatch)
+    assert main(["drain"]) == 0
+    assert asked == ["drain"]
+    assert "[session] drain_timeout" in one_line(capsys.readouterr().out)
+
+
+def test_reload_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = answers(monkeypatch)
+    assert main(["reload"]) == 0
+    assert asked == ["reload"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reload_that_is_refused_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(monkeypatch, AdminError("f: pool.wrokers: unknown key; the configuration before stays in force"))
+    assert main(["reload"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert one_line(err) == "ooodd: f: pool.wrokers: unknown key; the configuration before stays in force"
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> list[str]:
+    """Answer every command, and return the list of those that come."""
+    asked: list[str] = []
+
+    def ask(_: Path, command: str) -> dict[str, bool]:
+        asked.append(command)
+        if error is not None:
+            raise error
+        return {"done": True}
+
+    monkeypatch.setattr("ooodd.admin.ask", ask)
+    return asked
 
 
 def test_a_reader_that_leaves_is_no_traceback(directory: Path) -> None:
@@ -205,6 +252,231 @@ def test_a_service_whose_socket_has_another_name_ends_with_1(directory: Path) ->
     assert service(directory, "", name="metrics") == 1
 
 
+# As a service, in this process, with a fake of all that is systemd's.
+
+
+class FakeUnits(FakeSupervisor):
+    """Fake offices that are units: they live on when their supervisor is closed, and their service may have a job."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.job: str | None = None
+        self.others_stopped = False
+        self.closed = 0
+
+    async def own_job(self) -> str | None:
+        return self.job
+
+    async def stop_others(self, numbers: Collection[int]) -> None:
+        self.others_stopped = set(numbers) == set(self.offices)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def end(self) -> None:
+        """Stop what runs, as ooodd-cleanup.service does."""
+        for number in list(self.offices):
+            await self.stop(number)
+
+
+class Ear(ListNotifier):
+    def close(self) -> None:
+        pass
+
+
+class Service:
+    """ooodd.service, with what outlives it: the listener, the fd store, the offices."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.configuration = directory / "ooodd.toml"
+        self.configuration.write_text("[pool]\nworkers = 2\n")
+        self.port = listeners.listen("127.0.0.1:0")
+        self.units = FakeUnits(directory)
+        self.journal = ListJournal()
+        self.store = MemoryStore()
+        monkeypatch.setenv("NOTIFY_SOCKET", "/absent")
+        monkeypatch.setattr(cli, "SystemdJournal", lambda _: self.journal)
+        monkeypatch.setattr(cli, "SystemdNotifier", Ear)
+        monkeypatch.setattr("ooodd.listeners.from_systemd", lambda: ([self.port.dup()], {}))
+        monkeypatch.setattr("ooodd.cli.SystemdStore.take_over", self._take_over)
+        monkeypatch.setattr("ooodd.cli.UnitSupervisor.connect", self._connect)
+
+    def _take_over(self, _: Notifier, __: Mapping[int, str]) -> tuple[MemoryStore, dict[str, list[socket.socket]]]:
+        self.store, left = self.store.take_over()
+        return self.store, left
+
+    async def _connect(self) -> FakeUnits:
+        return self.units
+
+    def start(self) -> "asyncio.Task[int]":
+        options = cli._parser().parse_args(
+            ["run", "--config", str(self.configuration), "--runtime-directory", str(self.directory)]
+        )
+        self.port.setblocking(False)  # noqa: FBT003 - dup() has made it block
+        return asyncio.create_task(cli._run_as_service(options))
+
+    def client(self) -> FakeClient:
+        return FakeClient(self.port.getsockname())
+
+    async def ask(self, command: str) -> None:
+        await asyncio.to_thread(admin.ask, self.directory, command)
+
+
+@contextlib.asynccontextmanager
+async def service_here(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    with tempfile.TemporaryDirectory() as name:
+        it = Service(Path(name), monkeypatch)
+        try:
+            yield it
+        finally:
+            await it.units.end()
+            it.store.close()
+            it.port.close()
+
+
+HELLO = GREETING + OPENING
+
+
+async def test_a_service_that_is_stopped_waits_for_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        running = it.start()
+        async with it.client() as client:
+            assert await client.open() == HELLO
+            it.units.job = "stop"
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopping = await it.journal.wait_for(messages.BROKER_STOPPING)
+            assert (stopping["sessions"], stopping["seconds"]) == (1, 30.0)
+            await client.send(b"on and on")
+            assert await client.receive(9) == b"on and on"
+        assert await running == 0
+        assert not it.units.offices
+        assert it.units.closed == 1
+        assert not it.store.kept
+
+
+@pytest.mark.parametrize("job", [None, "stop", "start", "reload"])
+async def test_every_other_end_drains_as_well(job: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        running = it.start()
+        await it.journal.wait_for(messages.BROKER_READY)
+        it.units.job = job
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == 0
+        assert it.journal.count(messages.BROKER_STOPPING) == 1
+        assert it.journal.count(messages.BROKER_HANDS_OVER) == 0
+
+
+async def test_a_service_that_is_restarted_goes_on_with_sessions_and_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with service_here(monkeypatch) as it:
+        it.configuration.write_text("[pool]\nworkers = 1\n")
+        running = it.start()
+        async with it.client() as busy, it.client() as waiting:
+            assert await busy.open() == HELLO
+            await waiting.send(OPENING)
+            while len(it.store.kept) < 2:  # noqa: ASYNC110 - the store has no event
+                await asyncio.sleep(0)
+            it.units.job = "restart"
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running == 0
+            assert it.journal.count(messages.BROKER_HANDS_OVER) == 1
+            assert list(it.units.offices) == [1]
+
+            it.units.job = None
+            await busy.send(b"meanwhile")
+            running = it.start()
+            taken = await it.journal.wait_for(messages.BROKER_TAKES_OVER)
+            assert (taken["workers"], taken["sessions"], taken["queued"]) == (1, 1, 1)
+            assert it.units.others_stopped
+            assert await busy.receive(9) == b"meanwhile"
+            busy.socket.shutdown(socket.SHUT_WR)
+            assert await busy.ended()
+            assert await waiting.receive(len(HELLO)) == HELLO
+        await it.ask("drain")
+        assert await running == 0
+        assert not it.store.kept
+
+
+async def test_a_second_sigterm_changes_nothing_and_sigint_ends_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        running = it.start()
+        async with it.client() as client:
+            assert await client.open() == HELLO
+            os.kill(os.getpid(), signal.SIGTERM)
+            await it.journal.wait_for(messages.BROKER_STOPPING)
+            it.units.job = "restart"
+            os.kill(os.getpid(), signal.SIGTERM)
+            await client.send(b"still")
+            assert await client.receive(5) == b"still"
+            assert not running.done()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert await client.ended()
+        assert await running == 0
+        assert it.journal.count(messages.BROKER_HANDS_OVER) == 0
+
+
+async def test_a_service_is_reloaded_from_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        running = it.start()
+        await it.journal.wait_for(messages.BROKER_READY)
+        it.configuration.write_text("[pool]\nwrokers = 4\n")
+        with pytest.raises(AdminError, match=r"wrokers: unknown key.*; the configuration before stays in force$"):
+            await it.ask("reload")
+        it.configuration.write_text('[pool]\nworkers = 4\n[log]\nlevel = "serious"\n')
+        await it.ask("reload")
+        assert (await it.journal.wait_for(messages.BROKER_RELOADED))["workers"] == 4
+        assert it.journal.level == "serious"
+        await it.ask("stop")
+        assert await running == 0
+
+
+async def test_a_service_that_nobody_needs_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        it.configuration.write_text('[pool]\nmin_workers = 0\nidle_timeout = "1s"\n')
+        running = it.start()
+        assert await running == 0
+        assert it.journal.count(messages.BROKER_UNUSED) == 1
+        assert not it.units.offices
+
+
+async def test_a_service_that_cannot_go_on_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> FakeUnits:
+        raise OooddError("no bus", "start it")
+
+    async with service_here(monkeypatch) as it:
+        monkeypatch.setattr("ooodd.cli.UnitSupervisor.connect", fail)
+        assert await it.start() == 1
+        assert str((await it.journal.wait_for(messages.BROKER_FAILED))["error"]) == "no bus: start it"
+
+
+async def test_the_bus_that_goes_and_comes_back_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        running = it.start()
+        await it.journal.wait_for(messages.BROKER_READY)
+        it.units.on_bus("connection to the system message bus lost")  # type: ignore[attr-defined]
+        it.units.on_bus(None)  # type: ignore[attr-defined]
+        assert it.journal.count(messages.BUS_LOST) == it.journal.count(messages.BUS_BACK) == 1
+        await it.ask("stop")
+        assert await running == 0
+
+
+# In the foreground, nobody restarts it.
+
+
+async def test_in_the_foreground_sigterm_drains() -> None:
+    class Ended:
+        how: End
+
+        def end(self, how: End) -> None:
+            self.how = how
+
+    broker = Ended()
+    await cli._terminate(broker, None)  # type: ignore[arg-type]
+    assert broker.how is End.DRAIN
+
+
 # The command line itself
 
 
@@ -226,13 +498,21 @@ def test_wrong_usage_is_status_2_on_stderr(arguments: list[str], capsys: pytest.
     assert (out, err.split(":")[0]) == ("", "usage")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["status"], ["stop"], ["check-config"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["status"], ["stop"], ["drain"], ["check-config"]])
 def test_every_command_has_help_on_stdout(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
     out, err = capsys.readouterr()
     assert (out.split(":")[0], err) == ("usage", "")
+
+
+def test_help_names_what_is_for_people_and_not_what_is_for_units(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
+    assert {"run", "status", "stop", "drain", "check-config"} <= listed
+    assert not {"reload", "explain-socket-failure"} & listed
 
 
 # Where the control socket is

@@ -73,6 +73,7 @@ async def test_who_leaves_is_told_of_once_whatever_is_unread(
         await until(lambda: told)
         await turns()
         assert told == ["left"]
+        assert departures._epoll.poll(0) == [], "the loop is called for nothing"
         if leave is not _reset:  # that takes the bytes away
             assert near.recv(100) == unread
 

@@ -442,6 +442,8 @@ async def test_freezing_waits_until_what_is_pending_has_been_taken(way: str) -> 
         source, sink = (it.client, it.office) if way == "to the office" else (it.office, it.client)
         near = it.near_client if source is it.client else it.near_office
         sent = await stall(it, source)
+        direction = it.forwarding._to_office if source is it.client else it.forwarding._to_client
+        total = direction.total
         freezing = asyncio.create_task(it.forwarding.freeze())
         for _ in range(5):
             await asyncio.sleep(0)
@@ -451,6 +453,9 @@ async def test_freezing_waits_until_what_is_pending_has_been_taken(way: str) -> 
             with contextlib.suppress(BlockingIOError):
                 received += sink.recv(1 << 20)
             await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert direction.total == total, "more has been received"
         assert it.marks == (0, 0)
         with contextlib.suppress(BlockingIOError):
             while more := sink.recv(1 << 20):

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Soak: thousands of sessions of real clients on a throwaway machine, with faults all the time, and then the audit.
+
+    tests/soak/run [--sessions N] [--seed N] [--keep]
+
+`make soak` calls it. Each session is served, refused, or ends by a fault; these add up, and of each the journal tells
+what its client saw. In the end all is as it was: the pool whole, no descriptor left, and after a stop no office.
+Exit status 1 with a list of what is unexplained. --keep leaves what was recorded in build/soak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import plan
+from audit import Audit, Report
+from machine import SOURCE_TREE, Machine, missing
+from places import DOCUMENTS_INSIDE, PYTHON
+from service import CONFIGURATION, Service
+
+HERE = Path(__file__).resolve().parent
+RECORDS = SOURCE_TREE / "build" / "soak"
+INSIDE = "/tmp/soak"
+OTHER = "/etc/ooodd/other.toml"
+# Every limit at which something happens is low, so that it does within the run.
+TEXT = """\
+[pool]
+workers = {workers}
+min_workers = 2
+spare_workers = 1
+probe_interval = "3s"
+probe_timeout = "3s"
+
+[queue]
+max_clients = 30
+
+[session]
+grace = "2s"
+
+[log]
+level = "detail"
+"""
+# So many seconds, at the very most, for a session, and beyond for the rest.
+SESSION_LIMIT = 0.5
+REST_LIMIT = 300.0
+FIELDS = "MESSAGE,MESSAGE_ID,OOODD_CLIENT,OOODD_SESSION,OOODD_WORKER,_SOURCE_REALTIME_TIMESTAMP"
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+class Soak:
+    """One run on one machine."""
+
+    def __init__(self, machine: Machine, sessions: int, seed: int) -> None:
+        self.machine = machine
+        self.service = Service(machine)
+        self.sessions = sessions
+        self.seed = seed
+        self.complaints: list[str] = []
+
+    def prepare(self) -> None:
+        # journald's own limit is 10,000 lines in 30 s of one service, and a tenth of what /run holds.
+        limits = "[Journal]\nRateLimitBurst=0\nRuntimeMaxUse=4G\nRuntimeMaxFileSize=1G\n"
+        self.machine.put("/etc/systemd/journald.conf.d/soak.conf", limits)
+        self.machine.run("systemctl", "restart", "systemd-journald.service", check=True)
+        self.machine.put(OTHER, TEXT.format(workers=3))
+        self.service.configure(TEXT.format(workers=4))
+        self.service.start()
+        self.service.wait_idle()
+
+    def run(self) -> bool:
+        self.prepare()
+        before = self.descriptors()
+        memory = self.broker_memory()
+        begun = time.monotonic()
+        self.drive()
+        seconds = time.monotonic() - begun
+        self.service.wait_idle()
+        # Of the last session, too.
+        status = self.service.status()
+        after = self.descriptors()
+        faults = self.records("faults.jsonl")
+        report = self.audit(status["totals"], faults)
+        self.check_left(before, after, status)
+        self.tell(report, faults, seconds)
+        say(f"the broker's memory: {memory} KiB before, {self.broker_memory()} KiB after")
+        say(f"descriptors of the broker and in systemd's store: {before} before, {after} after")
+        self.stop()
+        self.complaints += report.complaints
+        return not self.complaints
+
+    def drive(self) -> None:
+        limit = self.sessions * SESSION_LIMIT + REST_LIMIT
+        words = (PYTHON, str(HERE / "drive.py"), str(self.sessions), str(self.seed), INSIDE)
+        drive = self.machine.popen(*words, cwd="/tmp", stdin=subprocess.DEVNULL, stdout=None, stderr=None)
+        with drive:
+            if drive.wait(limit):
+                raise RuntimeError(f"drive.py ended with status {drive.returncode}")
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.machine.read(f"{INSIDE}/{name}").splitlines()]
+
+    def journal(self) -> list[dict[str, Any]]:
+        self.machine.run("journalctl", "--sync", check=True)
+        words = ("journalctl", "--quiet", "--all", "--output=json", f"--output-fields={FIELDS}")
+        which = ("SYSLOG_IDENTIFIER=ooodd", "+", "UNIT=ooodd.service")
+        lines = self.machine.run(*words, *which, check=True, timeout=300).stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+    def audit(self, totals: dict[str, int], faults: list[dict[str, Any]]) -> Report:
+        sessions, entries = self.records("sessions.jsonl"), self.journal()
+        keep("sessions.jsonl", sessions)
+        keep("faults.jsonl", faults)
+        keep("journal.jsonl", entries)
+        keep("totals.jsonl", [totals])
+        report = Audit(sessions, faults, entries).run(totals)
+        if sum(report.outcomes.values()) != self.sessions:
+            report.complaints.append(f"{self.sessions} sessions began, but {dict(report.outcomes)} ended")
+        return report
+
+    def descriptors(self) -> tuple[int, int]:
+        """How many the broker has, and how many systemd keeps for it."""
+        pid = self.show("MainPID")
+        own = self.machine.run("ls", f"/proc/{pid}/fd", check=True).stdout.split()
+        return len(own), int(self.show("NFileDescriptorStore"))
+
+    def broker_memory(self) -> int:
+        status = self.machine.read(f"/proc/{self.show('MainPID')}/status")
+        return int(status.split("VmRSS:")[1].split()[0])
+
+    def show(self, name: str) -> str:
+        return self.machine.run("systemctl", "show", "-P", name, "ooodd.service", check=True).stdout.strip()
+
+    def check_left(self, before: tuple[int, int], after: tuple[int, int], status: dict[str, Any]) -> None:
+        if before != after:
+            text = f"descriptors of the broker, and in systemd's store: {before} before, {after} after"
+            self.complaints.append(text)
+        states = Counter(worker["state"] for worker in status["workers"])
+        if set(states) - {"idle", "stopped"} or status["queue"]["length"]:
+            self.complaints.append(f"the pool is not whole: {dict(states)}, queue {status['queue']}")
+
+    def stop(self) -> None:
+        self.service.stop()
+        if left := self.machine.run("pgrep", "-l", "soffice").stdout:
+            self.complaints.append(f"offices left after the stop: {left}")
+        if left := self.machine.run("systemctl", "list-units", "--plain", "--no-legend", "ooodd*").stdout:
+            active = [unit for unit in left.splitlines() if " active " in unit and ".slice" not in unit]
+            self.complaints += [f"active after the stop: {unit}" for unit in active]
+
+    def tell(self, report: Report, faults: list[dict[str, Any]], seconds: float) -> None:
+        outcomes = report.outcomes
+        total = sum(outcomes.values())
+        parts = " + ".join(f"{outcomes[name]} {text}" for name, text in OUTCOMES.items())
+        say(f"\n{total} sessions = {parts}, in {seconds:.0f} s")
+        say("\nwhat befell the machine:")
+        show(Counter(fault["kind"] for fault in faults))
+        say("\nwhat ended those that ended by a fault, by the journal:")
+        show(report.causes)
+        say("\nthe journal's lines:")
+        show(report.lines)
+
+
+OUTCOMES = {"served": "served", "refused": "refused", "fault": "ended by a fault"}
+
+
+def show(counts: Counter[str]) -> None:
+    for name, count in counts.most_common():
+        say(f"  {count:7} {name}")
+
+
+def keep(name: str, lines: list[dict[str, Any]]) -> None:
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def describe_host(machine: Machine) -> str:
+    versions = machine.run("sh", "-c", "systemctl --version | head -n 1; soffice --version; python3 --version").stdout
+    package = machine.run("dpkg-query", "-W", "-f", "${Package} ${Version}", "ooodd").stdout
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    host = f"{os.cpu_count()} CPUs, {memory:.0f} GiB, Linux {platform.release()}"
+    return "; ".join([host, *versions.splitlines(), package])
+
+
+def main() -> int:
+    """Run a soak, and say how it went."""
+    parser = argparse.ArgumentParser(description="Thousands of sessions with faults, and an audit.")
+    parser.add_argument("--sessions", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    if reason := missing():
+        say(f"soak: no throwaway machine can be booted here: {reason}")
+        return 1
+    debs = sorted((SOURCE_TREE / "dist").glob("ooodd_*.deb"))
+    with tempfile.TemporaryDirectory(prefix="ooodd-soak-") as directory:
+        make = (PYTHON, str(SOURCE_TREE / "tests/documents/make.py"), directory)
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+        with Machine.boot(share={Path(directory): DOCUMENTS_INSIDE}) as machine:
+            machine.install(*debs)
+            say(f"{arguments.sessions} sessions, seed {arguments.seed}, on {describe_host(machine)}")
+            soak = Soak(machine, arguments.sessions, arguments.seed)
+            fine = soak.run()
+    for complaint in soak.complaints:
+        say(f"\nUNEXPLAINED: {complaint}")
+    say("\nall is explained" if fine else f"\n{len(soak.complaints)} things are unexplained; records in {RECORDS}")
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

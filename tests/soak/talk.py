@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A real client of an office with nothing but a socket: a millisecond a session, thousands of them in one process.
+
+It begins as pyuno and the C++ library do, with what it wishes of the protocol, and then asks the office what ooodd's
+own probe asks: for its context, its desktop, the current document, all documents. It understands a refusal as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+from ooodd import probe, wire
+from ooodd.errors import ProtocolError
+
+PORT = 2002
+_TID = b".UrpProtocolPropertiesTid"
+_TYPE, _OID = "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties"
+# The lowest number there is, so that the office's wish wins. One that refuses has none, and leaves the choice to us.
+_LEAST = struct.pack(">i", -(2**31))
+_REQUEST_CHANGE, _COMMIT_CHANGE = 4, 5
+
+
+def _of_protocol(function: int, values: bytes) -> bytes:
+    """Return a block with a request about properties of the protocol; these have no current context."""
+    tid = bytes([len(_TID)]) + _TID + b"\xff\xff"
+    head = bytes([wire.FIRST_REQUEST, function])
+    message = head + wire.interface_type(_TYPE) + wire.reference(_OID) + tid + values
+    return wire.HEADER.pack(len(message), 1) + message
+
+
+OPENING = _of_protocol(_REQUEST_CHANGE, _LEAST)
+_COMMIT = _of_protocol(_COMMIT_CHANGE, b"\1" + wire.text("CurrentContext") + b"\0")
+
+
+class Talk(probe.Probe):
+    """A conversation with an office, of some rounds. Send OPENING first. `refused` is what ooodd said instead."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__()
+        self.refused = ""
+        self._turns = _rounds(rounds)
+        self._protocol_replies = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to come."""
+        return bool(self.refused) or self.findings is not None
+
+    def _take(self) -> bytes:
+        message = self._reader.message()
+        if isinstance(message, wire.Request):
+            return self._take_request(message)
+        if message.tid == _TID:
+            return self._take_protocol_reply()
+        if message.is_exception:
+            # What follows the text is of no interest, and nothing follows the exception.
+            self.refused = self._reader.exception()
+            self._reader.begin(b"")
+            return b""
+        self._take_reply(message)
+        return b"" if self._unanswered else self._next_turn()
+
+    def _take_protocol_reply(self) -> bytes:
+        self._protocol_replies += 1
+        if self._protocol_replies > 1:
+            return self._next_turn()
+        return _COMMIT if self._reader.number(4) == 1 else b""
+
+
+def _rounds(count: int) -> probe._Turns[probe.Findings]:
+    for _ in range(count - 1):
+        yield from probe._conversation()
+    return (yield from probe._conversation())
+
+
+class Connection:
+    """A client's socket. Closed by the with statement."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.socket = socket.socket()
+        self.socket.setblocking(False)  # noqa: FBT003
+        self.received = 0
+
+    async def __aenter__(self) -> Connection:
+        await self._loop.sock_connect(self.socket, ("127.0.0.1", PORT))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.socket.close()
+
+    @property
+    def name(self) -> str:
+        """The client's name in ooodd's journal."""
+        host, port = self.socket.getsockname()
+        return f"{host}:{port}"
+
+    async def send(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self.socket, data)
+
+    async def receive(self) -> bytes:
+        """Return what has come; EOFError at the end."""
+        data = await self._loop.sock_recv(self.socket, 65536)
+        if not data:
+            raise EOFError("the connection was closed")
+        self.received += len(data)
+        return data
+
+    async def until_end(self) -> None:
+        """Read all there is."""
+        while await self._loop.sock_recv(self.socket, 65536):
+            pass
+
+    def reset_at_close(self) -> None:
+        """Have the close be a reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def listen_to(connection: Connection, talk: Talk) -> bytes:
+    """Go on with the conversation until there is something to say, which is returned, or all has been said."""
+    answer = b""
+    while not answer and not talk.done:
+        answer = talk.receive(await connection.receive())
+    return answer
+
+
+__all__ = ["OPENING", "PORT", "Connection", "ProtocolError", "Talk", "listen_to"]
