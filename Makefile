@@ -6,6 +6,8 @@
 # The distribution's own Python, whatever else is in PATH: it is the one that the package runs on.
 PYTHON = /usr/bin/python3
 VENV = build/venv
+FUZZ_VENV = build/fuzz-venv
+RUNS = 1000000
 PYTEST = $(PYTHON) -m pytest $(PYTEST_ARGS)
 
 .PHONY: help
@@ -38,6 +40,12 @@ test-office: test-tools ## Run the tests that need an office, but no systemd
 test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
 	$(PYTEST) tests/machine
 
+.PHONY: fuzz
+fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guided by coverage (RUNS=1000000)
+	$(FUZZ_VENV)/bin/python tests/fuzz/fuzz_urp.py --seeds build/fuzz-corpus
+	$(FUZZ_VENV)/bin/python tests/fuzz/fuzz_urp.py -runs=$(RUNS) -max_len=4096 -timeout=5 -verbosity=0 \
+		-print_final_stats=1 -artifact_prefix=build/fuzz- build/fuzz-corpus
+
 .PHONY: bench
 bench: test-tools deb ## Measure what a call costs through ooodd, next to HAProxy and next to nothing
 	benchmarks/run
@@ -68,4 +76,10 @@ $(VENV)/made: packaging/lint-requirements.txt | lint-tools
 	rm -rf $(VENV)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(FUZZ_VENV)/made: tests/fuzz/requirements.txt | test-tools
+	rm -rf $(FUZZ_VENV)
+	$(PYTHON) -m venv $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
