@@ -32,7 +32,7 @@ from ooodd.journal import Journal
 from ooodd.notify import Notifier, Reporter
 from ooodd.pool import Limits, Pool, State, Totals, Worker
 from ooodd.queue import Waiting
-from ooodd.store import Store
+from ooodd.store import MOST_WORKERS, Store
 from ooodd.urp import OPENING_SIZE, is_opening
 from ooodd.worker import Keeper, Office, Supervisor, Verdict
 
@@ -196,42 +196,52 @@ class Broker:
             return
         now = time.monotonic()
         sessions, waiting = clients_left(left)
-        for number, office in sorted(running.items()):
-            self._adopt_office(number, office, sessions.pop(number, None), now)
+        self._count_the_dead(running)
+        verdicts = {
+            number: self._adopt_office(number, office, sessions.pop(number, None), now)
+            for number, office in sorted(running.items())
+        }
+        for number, verdict in verdicts.items():  # now that the pool knows what runs, and starts nothing twice
+            if verdict is not None:
+                self._do(self.pool.probed(number, now, **asdict(verdict)))
         for number, client in sessions.items():
-            self.pool.totals.crashed += 1
             self._give_up(client, number, "its office ended meanwhile")
-        for client in waiting:
-            if client.session not in self.clients:
-                self._take_in(client)
-                self.pool.adopt_client(client.session, now, client.peer.host)
-        self._journal.log(
-            messages.BROKER_TAKES_OVER,
-            workers=len(running),
-            sessions=self._count(State.BUSY),
-            queued=len(self.pool.queue),
-        )
+        for client in waiting:  # each joins the pool's queue when its task begins, in this order
+            self._take_in(client)
+        busy = self._count(State.BUSY)
+        self._journal.log(messages.BROKER_TAKES_OVER, workers=len(running), sessions=busy, queued=len(waiting))
 
-    def _adopt_office(self, number: int, office: Office, client: Client | None, now: float) -> None:
-        """Take over a worker. One that was somebody's, whom we have not, is recycled without a further look."""
+    def _count_the_dead(self, running: Mapping[int, Office]) -> None:
+        """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped."""
+        for number in range(1, MOST_WORKERS + 1):
+            slot = self._store.marks.slot(number)
+            alive = number in running and running[number].pid == slot.pid
+            if slot.pid and not alive:
+                if not slot.doomed:
+                    self.pool.totals.crashed += 1
+                    self._journal.log(messages.WORKER_CRASHED, worker=number, detail="while no ooodd ran")
+                slot.clear()
+
+    def _adopt_office(self, number: int, office: Office, client: Client | None, now: float) -> Verdict | None:
+        """Take over a worker; a verdict on one that is to be recycled without a look, as one without its client."""
         slot = self._store.marks.slot(number)
-        known = slot.pid == office.pid
-        before = Worker(number, uses=slot.uses, max_uses=slot.max_uses, started=slot.since) if known else Worker(number)
+        ready = slot.pid == office.pid
+        before = Worker(number, uses=slot.uses, max_uses=slot.max_uses, started=slot.since)
         self.keeper.adopt(number, office)
         held = bool(slot.holding_to_office or slot.holding_to_client)
-        if client is not None and known and not held:
+        if client is not None and ready and not held and not slot.doomed:
             self.pool.adopt(number, now, before, (client.session, client.peer.host))
-            client.worker = number
             self._take_in(client)
-            return
+            return None
         if client is not None:
-            why = "bytes of it may be lost" if known else "its office ended meanwhile"
-            self._give_up(client, number, why)
+            self._give_up(client, number, "bytes of it may be lost" if ready else "its office ended meanwhile")
         probe = self.pool.adopt(number, now, before)
-        if known and slot.leased:
-            self._do(self.pool.probed(number, now, Reason.ADOPTED))
-        else:
-            self._do(probe)
+        if not ready:
+            return Verdict(Reason.NOT_NEEDED, "it was about to start")
+        if slot.leased or slot.doomed:
+            return Verdict(Reason.ADOPTED)
+        self._do(probe)
+        return None
 
     def _take_in(self, client: Client) -> None:
         self.clients[client.session] = client
@@ -305,8 +315,8 @@ class Broker:
     async def _lease(self, client: Client) -> bool:
         """Queue until there is a worker that can be reached; False for a client that was refused or has left."""
         place = Waiting(time.monotonic(), client.peer.host)
-        join = partial(self.pool.join, client.session, place.joined, place.host)
-        actions = [] if client.adopted else join()
+        join = self.pool.adopt_client if client.adopted else self.pool.join
+        actions: Iterable[Action] = join(client.session, place.joined, place.host)
         while (turn := await self._queue(client, actions)) is not None:
             try:
                 client.office = self.keeper.office(turn).connect()
@@ -401,7 +411,8 @@ class Broker:
         if client.worker is not None and verdict is not None:
             number, now = client.worker, time.monotonic()
             actions = self.pool.release(number, client.session, now, **asdict(verdict))
-            self._mark(number)
+            if self.pool.workers[number].state is State.IDLE:
+                self._mark(number)
             self._do(actions)
 
     # What the life of a client is made of
@@ -509,6 +520,7 @@ class Broker:
 
     def worker_stopped(self, number: int) -> None:
         """Have the pool start it anew."""
+        self._store.marks.slot(number).clear()
         self._do(self.pool.stopped(number, time.monotonic()))
 
     def worker_not_stopped(self, number: int, detail: str) -> None:
@@ -524,6 +536,7 @@ class Broker:
                     self.keeper.start(number)
                 case Stop(number, reason, detail):
                     self._tell_why(number, reason, detail)
+                    self._store.marks.slot(number).doomed = True
                     self.keeper.stop(number)
                 case Probe(number):
                     self.keeper.probe(number)
@@ -569,9 +582,8 @@ class Broker:
     def _mark(self, number: int) -> None:
         """Note about a worker what the next broker has to know of it, if this one is killed."""
         worker, slot = self.pool.workers[number], self._store.marks.slot(number)
-        office = self.keeper.running(number)
-        slot.pid = office.pid if office else 0
-        slot.leased = worker.client is not None or worker.state is State.STOPPING
+        slot.pid = self.keeper.office(number).pid
+        slot.leased = worker.client is not None
         slot.uses, slot.max_uses, slot.since = worker.uses, worker.max_uses, worker.started
 
     def _set_timer(self) -> None:

@@ -72,8 +72,9 @@ class Client:
         with contextlib.suppress(OSError, ProtocolError):
             while not refusal.done and (data := await loop.sock_recv(self.connection, 4096)):
                 await loop.sock_sendall(self.connection, refusal.receive(data))
-            self.connection.shutdown(socket.SHUT_WR)
-            while await loop.sock_recv(self.connection, 4096):  # to close with bytes unread would take ours away
+            # Let the client close first, as it does once it has the exception: an end of file that comes on its heels
+            # makes binaryurp forget it, in one of five times (it says "Binary URP bridge disposed during call").
+            while await loop.sock_recv(self.connection, 4096):
                 pass
 
     def hang_up(self) -> None:

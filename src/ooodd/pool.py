@@ -250,8 +250,6 @@ class Pool:
         if (reason := self._objection(host)) is not None:
             return [self._refuse(client, reason)]
         self.queue.add(client, Waiting(now, host))
-        if self._look_at is None:
-            self._look_at = now + self._patience
         return self._settle(now)
 
     def rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
@@ -362,7 +360,7 @@ class Pool:
             worker.retry_at = now + self._back_off(worker.failures)
         return self._settle(now)
 
-    # Events of a broker that takes over from one before it, all before `open`
+    # Events of a broker that takes over from one before it
 
     def adopt(self, number: int, now: float, before: Worker, holder: tuple[int, str] | None = None) -> list[Action]:
         """Take over a running worker: busy for its `holder`, a client and its host, or to be probed before any use."""
@@ -376,9 +374,10 @@ class Pool:
         worker.client, worker.host = holder
         return []
 
-    def adopt_client(self, client: int, now: float, host: str) -> None:
-        """Take over a client that waits, after all that were adopted before it."""
+    def adopt_client(self, client: int, now: float, host: str) -> list[Action]:
+        """Queue a client that waits already, after all that were adopted before it."""
         self.queue.add(client, Waiting(now, host))
+        return self._settle(now)
 
     # What the events are made of
 
@@ -393,6 +392,8 @@ class Pool:
         actions += self._serve(now)
         if not self.queue:
             self._look_at = None
+        elif self._look_at is None:
+            self._look_at = now + self._patience
         actions += self._look_after_idle(now)
         actions += self._staff(now)
         self._remove_surplus_numbers()

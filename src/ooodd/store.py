@@ -35,7 +35,7 @@ _TOTALS_AT = 16
 _LAST_SESSION_AT = _TOTALS_AT + _TOTALS.size
 _SLOT_SIZE = 32
 _SIZE = _HEADER_SIZE + MOST_WORKERS * _SLOT_SIZE
-_TO_OFFICE, _TO_CLIENT, _LEASED, _USES, _MAX_USES, _PID, _SINCE = 0, 1, 2, 4, 8, 12, 16
+_TO_OFFICE, _TO_CLIENT, _LEASED, _DOOMED, _USES, _MAX_USES, _PID, _SINCE = 0, 1, 2, 3, 4, 8, 12, 16
 _U32, _U64, _F64 = struct.Struct("I"), struct.Struct("Q"), struct.Struct("d")
 
 
@@ -76,6 +76,15 @@ class Slot:
     @leased.setter
     def leased(self, value: bool) -> None:
         self.memory[self._at + _LEASED] = value
+
+    @property
+    def doomed(self) -> bool:
+        """Whether the worker is about to be stopped; why has been told and counted."""
+        return bool(self.memory[self._at + _DOOMED])
+
+    @doomed.setter
+    def doomed(self, value: bool) -> None:
+        self.memory[self._at + _DOOMED] = value
 
     @property
     def uses(self) -> int:

@@ -52,7 +52,7 @@ _REFUSALS = {
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": _POLKIT_HINT,
     "org.freedesktop.PolicyKit1.Error.Failed": _POLKIT_HINT,
     f"{_SYSTEMD}.NoSuchUnit": "the unit file is missing; apt-get install --reinstall ooodd",
-    f"{_SYSTEMD}.UnitMasked": "unmask it; systemctl unmask 'ooodd-worker@.service'",
+    f"{_SYSTEMD}.UnitMasked": "unmask that unit; systemctl unmask",
 }
 _OFFICE_HINT = (
     "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE (systemctl edit ooodd-worker@)"
