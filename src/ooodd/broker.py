@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +38,8 @@ from ooodd.urp import OPENING_SIZE, is_opening
 from ooodd.worker import Keeper, Office, Supervisor, Verdict
 
 # Connections that have not said anything. More than these are port checks or an attack: the longest silent one goes.
-_MOST_SILENT = 256
+# In a crowd the kernel leaves DeferAcceptSec= off and sends cookies (tcp_max_syn_backlog): 900 of 5,000 came unheard.
+_MOST_SILENT = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 # So many waiting clients outlive the broker. Each costs systemd a comparison with all that it keeps already.
 _MOST_KEPT = 1500
 # How long an office that can't be reached any more may take to exit before it is stopped, in seconds.
@@ -376,6 +378,7 @@ class Broker:
             client.forwarding.office_lost()
         ended = await client.forwarding.run()
         self._close(client)
+        client.close()  # now: the inspection takes a descriptor
         self._journal.log(
             messages.SESSION_END,
             session=client.session,
@@ -562,6 +565,7 @@ class Broker:
 
     def _break(self, client: Client) -> None:
         client.broken = True
+        self._let_go(client)  # no other broker could go on with it
         if client.forwarding is not None:
             client.forwarding.office_lost()
         if client.on_broken is not None and not client.on_broken.done():

@@ -13,6 +13,9 @@ from ooodd.forward import Forwarding
 from ooodd.listeners import Peer, peer
 from ooodd.urp import OPENING_SIZE, Refusal
 
+# How long a client that has been refused may take to close by itself, in seconds; libraries take 0.1 ms.
+_FAREWELL = 0.5
+
 
 @dataclass(eq=False, slots=True)
 class Client:
@@ -74,8 +77,16 @@ class Client:
                 await loop.sock_sendall(self.connection, refusal.receive(data))
             # Let the client close first, as it does once it has the exception: an end of file that comes on its heels
             # makes binaryurp forget it, in one of five times (it says "Binary URP bridge disposed during call").
-            while await loop.sock_recv(self.connection, 4096):
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL):
+                    await self._read_to_end()
+            self.connection.shutdown(socket.SHUT_WR)
+            await self._read_to_end()
+
+    async def _read_to_end(self) -> None:
+        """Read and forget: to close with bytes unread would take away what we sent."""
+        while await asyncio.get_running_loop().sock_recv(self.connection, 4096):
+            pass
 
     def hang_up(self) -> None:
         """End the connections, whoever else has a descriptor of them; who waits for bytes gets the end of file."""

@@ -139,8 +139,13 @@ class Forwarding:
         await asyncio.gather(self._to_office.freeze(), self._to_client.freeze())
 
     def office_lost(self) -> None:
-        """Take note that the office is gone. Its last bytes and its end of file are still passed on, within limits."""
+        """Take note that the office is gone. Its last bytes and its end of file are still passed on, within limits.
+
+        Nothing of it is marked any more: the next office has the marks.
+        """
         self._first = self._first or Side.OFFICE
+        self._to_office.unmark()
+        self._to_client.unmark()
         if not self._done.done():
             self._set_timer("gone", LINGER_LIMIT, self._finish, False)  # noqa: FBT003
 
@@ -248,6 +253,10 @@ class _Direction:
     def start(self) -> None:
         self._marks[self._mark] = 0
         self._watch()
+
+    def unmark(self) -> None:
+        """Leave the marks to somebody else."""
+        self._marks, self._mark = bytearray(1), 0
 
     async def freeze(self) -> None:
         """Receive no more; return when the sink has taken what is pending."""

@@ -254,6 +254,7 @@ class Pool:
 
     def rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
         """Queue a client again whose worker turned out lost before it got a byte; it keeps its place, the first."""
+        self.totals.sessions -= 1
         if self.draining:
             return [self._refuse(client, Reason.CLOSING)]
         self.queue.add_first(client, place)

@@ -5,7 +5,7 @@
     convert.py [--host H] [--port P] [options] [SOURCE TARGET.pdf ...]
 
 Each step is a line of JSON on standard output: "connected" (before it, nothing has been asked of the office but its
-context), "office" (with --office), and for each document "loading", "loaded", "stored", "closed"; an "error" ends the
+context), "office" (with --office; after a hold there "still", with the pid), and for each document "loading", "loaded", "stored", "closed"; an "error" ends the
 client with status 1. "stored" tells the PDF's page count (by pdfinfo, null without it), size and SHA-256.
 
 --hold STEP stops there until a line, or the end, comes on standard input; --die STEP kills the client there. Without a
@@ -138,6 +138,8 @@ def main() -> int:
         step("connected")
         if arguments.office:
             step("office", **office_view(context))
+            if arguments.hold == "office":
+                step("still", pid=office_pid(context))
         for source, target in zip(arguments.paths[::2], arguments.paths[1::2], strict=True):
             convert(context, source, target, step, arguments)
     except Exception as error:  # noqa: BLE001 - a UNO exception has no base class of Python's but Exception

@@ -13,6 +13,8 @@
 - calc-loop: hangs the office in the same way but without macros, in formulas that take many minutes.
 - stream: loads from a stream of the client's that never answers, and tells "silent" when it is asked. The office is
   well and serves others meanwhile.
+- half-close: has the office compute for many minutes, as calc-loop does, and closes the sending side of its connection
+  meanwhile ("half-closed").
 
 Tells "connected", then "faulting" just before the call that hurts. What comes then is the fault: an "error" with status
 1 when the connection broke, "survived" with status 0 if the office went on, and nothing at all as long as it hangs.
@@ -21,7 +23,11 @@ Tells "connected", then "faulting" just before the call that hurts. What comes t
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,12 +137,27 @@ def stream(context: Any, step: Steps, source: Path | None) -> None:
     desktop.loadComponentFromURL("private:stream", "_blank", 0, options)
 
 
+def half_close(context: Any, step: Steps, source: Path | None) -> None:
+    """Close the sending side amid a call, from another thread."""
+
+    def close() -> None:
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+                if connection.family == socket.AF_INET:
+                    connection.shutdown(socket.SHUT_WR)
+        step("half-closed")
+
+    threading.Timer(2.0, close).start()
+    calc_loop(context, step, source)
+
+
 FAULTS: dict[str, Callable[[Any, Steps, Path | None], None]] = {
     "abort": abort,
     "about": about,
     "basic-loop": basic_loop,
     "calc-loop": calc_loop,
     "calc-visible": calc_visible,
+    "half-close": half_close,
     "stream": stream,
 }
 

@@ -240,9 +240,15 @@ def release(client: Command) -> list[dict[str, Any]]:
 
 
 def told_error(client: Command) -> str:
-    """Wait for a client to end, and return the error's text; empty if there was none."""
-    steps = release(client)
-    return str(steps[-1]["message"]) if steps and steps[-1]["step"] == "error" else ""
+    """Let a client go on to its end, and return the error's text; empty if all went well.
+
+    One that held its office calls it again.
+    """
+    (last, *_) = reversed(release(client))
+    if last["step"] == "error":
+        return str(last["message"])
+    assert client.returncode == 0, last
+    return ""
 
 
 def out_of_order(sessions: Iterable[Session], tolerance: float = 0.1) -> list[tuple[Session, Session]]:

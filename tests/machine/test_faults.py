@@ -306,7 +306,7 @@ def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service
         until(lambda: len([s for s in herd.sessions() if s.pid]) > 6, PATIENCE, "work to be under way")
         while len(kills) < KILLS:
             began = time.monotonic()
-            pids = killed(service, random, min(random.choice((1, 1, 2, 3)), KILLS - len(kills)))
+            pids = killed(service, random, min(random.choice((1, 2, 3, 3)), KILLS - len(kills)))
             kills.update(dict.fromkeys(pids, time.monotonic()))
             until(lambda: service.totals()["crashed"] >= len(kills), PATIENCE, "the crashes to be counted")
             service.wait_whole(workers, without=kills)
@@ -433,7 +433,7 @@ def test_polkit_that_is_gone_is_told_and_its_return_is_found(service: Service) -
     try:
         service.kill(victim["pid"])
         line = machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
-        assert "polkit does not run" in line["MESSAGE"]
+        assert "Unit polkit.service is masked" in line["MESSAGE"]
         waiting = service.waiting_client()
     finally:
         machine.run("systemctl", "unmask", "--runtime", "polkit.service", check=True)
@@ -448,14 +448,17 @@ def test_polkit_that_is_gone_is_told_and_its_return_is_found(service: Service) -
 
 def test_a_full_run_directory_is_told_and_ends_nobody(fresh_service: Service) -> None:
     service, machine = fresh_service, fresh_service.machine
-    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    service.configure('[pool]\nworkers = 2\nstart_timeout = "2s"\n')
     other, _ = service.holding_client()
     service.wait_whole(2)
     (victim,) = (worker for worker in service.workers() if worker["state"] == "idle")
     moment = machine.journal_moment()
-    machine.run("sh", "-c", "cat /dev/zero > /run/full; ! echo > /run/more")
-    service.kill(victim["pid"])
-    until(lambda: "failed" in service.states(), PATIENCE, "the start to fail")
+    machine.run("mount", "-o", "remount,size=16M", "/run", check=True)
+    # What an office leaves behind gives space again: fill it at once.
+    with machine.popen("sh", "-c", "while :; do cat /dev/zero >> /run/full 2> /dev/null; done"):
+        machine.run("sh", "-c", "until ! echo > /run/more; do :; done", check=True)
+        service.kill(victim["pid"])
+        until(lambda: "failed" in service.states(), PATIENCE, "the start to fail")
     machine.run("rm", "/run/full", "/run/more", check=True)
     began = time.monotonic()
     service.wait_whole(2, without=[victim["pid"]])
@@ -477,5 +480,5 @@ def test_an_office_that_runs_out_of_memory_is_told_as_such(service: Service) -> 
     service.kill(office["pid"])
     service.wait_total("crashed", 1)
     assert "out of memory" in service.line(messages.WORKER_CRASHED, moment)["MESSAGE"]
-    assert told_error(victim) != ""
+    assert told_error(victim)
     assert service.serves() != office["pid"]

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import plan
-from talk import OPENING, Connection, Talk, listen_to
-
 from ooodd.errors import ProtocolError
+from talk import OPENING, Connection, Talk, listen_to
 
 AT_A_TIME = 10
 # How long, in seconds, a client bears to hear nothing: more than any wait here but for an office that hangs.
@@ -34,6 +33,8 @@ PATIENCE = 15.0
 REAL_PATIENCE = 40.0
 # How long a client is left with an office that it has had hang, before it is killed.
 LOOPING = 1.0
+# After so many in a row that have heard nothing there is no service any more.
+HOPELESS = 3 * AT_A_TIME
 DOCUMENTS = "/srv/documents"
 CONFIGURATIONS = ("/etc/ooodd/ooodd.toml", "/etc/ooodd/other.toml")
 
@@ -168,7 +169,7 @@ class RealClients:
         except TimeoutError:
             seen.end("fault", "patience", f"nothing for {REAL_PATIENCE:g} s")
             if pid:
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
         del self._steps[session.number]
 
 
@@ -186,10 +187,16 @@ async def follow(session: plan.Session, seen: Seen, told: dict[str, Any], pid: i
             seen.end("refused" if refused else "fault", "other", f"{told['type']}: {told['message']}")
         case ("faulting", "convert-killed") | ("holding", _):
             await asyncio.sleep(session.pause)
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
         case "faulting", "basic-loop":
             await asyncio.sleep(LOOPING)
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
+
+
+def kill(pid: int) -> None:
+    """Kill a client, which may have ended already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 # Faults
@@ -241,7 +248,7 @@ async def kill_broker(_: plan.Fault) -> str:
     return str(pid)
 
 
-async def reload(fault: plan.Fault) -> str:
+async def reload(_: plan.Fault) -> str:
     """Change between two configurations."""
     path, other = map(Path, CONFIGURATIONS)
     was, will = path.read_text(), other.read_text()
@@ -281,6 +288,7 @@ class Drive:
         self._fault = asyncio.Lock()
         self._told: list[dict[str, Any]] = []
         self._seen: list[Seen] = []
+        self._in_vain = 0
 
     async def run(self) -> None:
         real = await RealClients.start()
@@ -288,6 +296,9 @@ class Drive:
             for session in self._sessions:
                 if not session.burst:
                     await self._places.acquire()
+                if self._in_vain >= HOPELESS:
+                    print("nobody is served any more", file=sys.stderr)
+                    break
                 if (fault := self._faults.get(session.number)) is not None:
                     tasks.create_task(self._befall(fault))
                 tasks.create_task(self._be(session, real))
@@ -304,14 +315,15 @@ class Drive:
     async def _be(self, session: plan.Session, real: RealClients) -> None:
         seen = Seen(session.number, session.kind)
         self._seen.append(seen)
+        if len(self._seen) % 500 == 0:
+            print(f"{len(self._seen)} sessions have begun", file=sys.stderr, flush=True)
         try:
             await (real.be(session, seen) if session.kind in plan.REAL else converse(session, seen))
         finally:
             seen.ended = time.time()
+            self._in_vain = self._in_vain + 1 if seen.whose == "patience" else 0
             if not session.burst:
                 self._places.release()
-        if len(self._seen) % 500 == 0:
-            print(f"{len(self._seen)} sessions have begun", file=sys.stderr, flush=True)
 
     def _write(self, name: str, lines: list[dict[str, Any]]) -> None:
         (self._directory / name).write_text("".join(json.dumps(line) + "\n" for line in lines))

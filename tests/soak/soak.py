@@ -26,7 +26,7 @@ import plan
 from audit import Audit, Report
 from machine import SOURCE_TREE, Machine, missing
 from places import DOCUMENTS_INSIDE, PYTHON
-from service import CONFIGURATION, Service
+from service import Service
 
 HERE = Path(__file__).resolve().parent
 RECORDS = SOURCE_TREE / "build" / "soak"
@@ -95,6 +95,7 @@ class Soak:
         report = self.audit(status["totals"], faults)
         self.check_left(before, after, status)
         self.tell(report, faults, seconds)
+        say(f"\nooodd status counts {status['totals']}")
         say(f"the broker's memory: {memory} KiB before, {self.broker_memory()} KiB after")
         say(f"descriptors of the broker and in systemd's store: {before} before, {after} after")
         self.stop()
@@ -165,6 +166,8 @@ class Soak:
         parts = " + ".join(f"{outcomes[name]} {text}" for name, text in OUTCOMES.items())
         say(f"\n{total} sessions = {parts}, in {seconds:.0f} s")
         say("\nwhat befell the machine:")
+        bursts = sum(session.burst for session in plan.make(self.sessions, self.seed)[0])
+        show(Counter({f"burst of {plan.BURST} clients": round(bursts / plan.BURST)}))
         show(Counter(fault["kind"] for fault in faults))
         say("\nwhat ended those that ended by a fault, by the journal:")
         show(report.causes)
@@ -206,6 +209,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ooodd-soak-") as directory:
         make = (PYTHON, str(SOURCE_TREE / "tests/documents/make.py"), directory)
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+        Path(directory).chmod(0o755)  # the offices are users of their own
         with Machine.boot(share={Path(directory): DOCUMENTS_INSIDE}) as machine:
             machine.install(*debs)
             say(f"{arguments.sessions} sessions, seed {arguments.seed}, on {describe_host(machine)}")

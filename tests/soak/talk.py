@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import Self
 
 from ooodd import probe, wire
 from ooodd.errors import ProtocolError
@@ -41,6 +42,8 @@ class Talk(probe.Probe):
         super().__init__()
         self.refused = ""
         self._turns = _rounds(rounds)
+        # Whether there is an office: it asks for what it wishes of the protocol. ooodd, which refuses, has no wish.
+        self.office_greeted = False
         self._protocol_replies = 0
 
     @property
@@ -51,6 +54,7 @@ class Talk(probe.Probe):
     def _take(self) -> bytes:
         message = self._reader.message()
         if isinstance(message, wire.Request):
+            self.office_greeted = True
             return self._take_request(message)
         if message.tid == _TID:
             return self._take_protocol_reply()
@@ -78,14 +82,21 @@ def _rounds(count: int) -> probe._Turns[probe.Findings]:
 class Connection:
     """A client's socket. Closed by the with statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", first_words: bytes = b"") -> None:
+        """Take the host that it comes from, and what it says at the very moment at which it is connected."""
         self._loop = asyncio.get_running_loop()
+        self._first_words = first_words
         self.socket = socket.socket()
-        self.socket.setblocking(False)  # noqa: FBT003
+        self.socket.bind((host, 0))
         self.received = 0
 
-    async def __aenter__(self) -> Connection:
-        await self._loop.sock_connect(self.socket, ("127.0.0.1", PORT))
+    async def __aenter__(self) -> Self:
+        if self._first_words:  # no turn of the loop, in which others connect, between the two
+            self.socket.connect(("127.0.0.1", PORT))
+            self.socket.send(self._first_words)
+        self.socket.setblocking(False)  # noqa: FBT003
+        if not self._first_words:
+            await self._loop.sock_connect(self.socket, ("127.0.0.1", PORT))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self
 

@@ -63,9 +63,9 @@ def connect(step: Teller) -> Any:  # noqa: ANN401 - UNO's objects have no types
 
 def name_of_socket() -> str:
     """The name of this process's only TCP connection. UNO's own idea of the local port is the remote one."""
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            copy = socket.socket(fileno=os.dup(int(entry)))
+            copy = socket.socket(fileno=os.dup(int(entry.name)))
         except OSError:  # no socket, or the directory itself
             continue
         with copy:

@@ -187,13 +187,16 @@ class LastingSupervisor:
         self.fake = fake
         self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
         self._jobs: set[asyncio.Task[None]] = set()
-        fake.lost = lambda *what: self.lost(*what)
+        fake.lost = self._lost
 
     def unit(self, number: int) -> str:
         return self.fake.unit(number)
 
     def details(self, number: int) -> str:
         return self.fake.details(number)
+
+    def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
+        self.lost(number, office, reason, detail)
 
     async def start(self, number: int) -> Office:
         return await self.fake.start(number)  # which waits for nothing

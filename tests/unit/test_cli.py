@@ -23,6 +23,7 @@ from ooodd.cli import main
 from ooodd.errors import AdminError, OooddError
 from ooodd.notify import Notifier
 from ooodd.store import MemoryStore
+from ooodd.worker import Office
 
 SOURCE = Path(ooodd.__file__).parents[1]
 
@@ -545,3 +546,8 @@ def test_status_asks_the_service_where_there_is_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cli, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path)
     assert place("status") == place("stop") == tmp_path
     assert place("run") != tmp_path
+
+
+def test_offices_that_no_broker_can_have_started_are_not_taken_over() -> None:
+    office = Office("unit", 1, 1, Path("/nowhere"))
+    assert cli._ours({0: office, 1: office, 1000: office, 1001: office}) == {1: office, 1000: office}

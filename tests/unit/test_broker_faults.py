@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Faults at every step of a client's life, and of its worker's: none harms anybody else, none is forgotten or counted
+twice, and the pool is whole again afterwards. First each with each, then at random."""
+
+import asyncio
+import contextlib
+import random
+import socket
+import string
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import product
+from typing import Any
+
+import pytest
+
+from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal
+from ooodd import broker as broker_module
+from ooodd import messages
+from ooodd.actions import Reason
+from ooodd.errors import NoDescriptorError
+from ooodd.pool import State
+from ooodd.worker import Keeper, Office, Verdict
+from test_broker import CALL, HELLO, QUERY, World, asks, world
+
+CONFIG = """
+[pool]
+workers = 3
+min_workers = 3
+max_uses = 1000
+max_uses_jitter = 0
+probe_interval = 3600
+probe_timeout = 0.1
+idle_timeout = "infinity"
+[queue]
+max_clients = {max_clients}
+[session]
+grace = 0.02
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_EXIT_LIMIT", "_DIAGNOSIS_LIMIT", "_REFUSAL_LIMIT"):
+        monkeypatch.setattr(broker_module, name, 0.02)
+    monkeypatch.setattr("ooodd.forward.LINGER_LIMIT", 0.02)
+
+
+class Scene:
+    """A broker with three workers, of which clients who are to notice nothing have two."""
+
+    def __init__(self, it: World, bystanders: list[FakeClient]) -> None:
+        self.it = it
+        self.bystanders = bystanders
+        self.cancelled = 0
+        self._numbers = 0
+
+    @property
+    def third(self) -> int:
+        """The worker of which there is no bystander."""
+        held = {client.worker for client in self.it.broker.clients.values() if client.session <= len(self.bystanders)}
+        (number,) = self.it.broker.pool.workers.keys() - held
+        return number
+
+    def task_of(self, session: int) -> "asyncio.Task[None] | None":
+        return next((task for task in self.it.broker._tasks if task.get_name() == f"session {session}"), None)
+
+    def cancel(self, session: int) -> None:
+        """Cancel the task of a client; what the broker does to itself only as it ends."""
+        task = self.task_of(session)
+        if task is not None:
+            client = self.it.broker.clients[session]
+            self.cancelled += client.forwarding is not None and not client.forwarding._done.done()
+            task.cancel()
+
+    async def hit(self, number: int, event: str) -> None:
+        """Have something happen to a worker, if it is there."""
+        supervisor = self.it.supervisor
+        office = supervisor.offices.get(number)
+        if office is None or event == "nothing":
+            return
+        if event == "killed":
+            await supervisor.kill(number)
+        elif event == "ended":
+            supervisor.offices.pop(number)
+            await office.close()
+            supervisor.lost(number, supervisor._handles[number], Reason.ENDED, "exit status 0")
+        elif event == "told-first":
+            supervisor.offices.pop(number)
+            supervisor.lost(number, supervisor._handles[number], Reason.CRASHED, "killed by signal 9")
+            await office.close()
+        elif event == "vanished":
+            await office.close()
+        elif event == "probed":
+            self.probe_all()
+        else:
+            office.fault = event
+
+    def probe_all(self) -> None:
+        """Have every idle worker probed now."""
+        for worker in self.it.broker.pool.workers.values():
+            worker.probed = float("-inf")
+        self.it.broker._tick()
+
+    async def recover(self) -> None:
+        """Let everything come to rest, and see that nobody and nothing is missing."""
+        it, alive = self.it, len(self.bystanders)
+        pool, keeper = it.broker.pool, it.broker.keeper
+        for office in it.supervisor.offices.values():
+            office.fault = ""
+        await it.until(lambda: len(it.broker.clients) == alive and not pool.queue)
+        for _ in range(2):
+            await it.until(lambda: sorted(it.states()) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
+            await it.until(lambda: not keeper._tasks)
+            self.probe_all()  # what nobody has noticed yet comes out
+        await it.until(lambda: sorted(it.states()) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
+        await it.until(lambda: not keeper._tasks)
+        for number, client in enumerate(self.bystanders):
+            words = b"%d and still here" % number
+            await client.send(words)
+            assert await client.receive(len(words)) == words
+        assert len(it.broker._tasks) == alive
+        assert not it.broker._silent
+        assert not it.broker._departures._leaving
+        assert it.supervisor.offices.keys() == {1, 2, 3}
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """See that whatever has happened has been counted once, and told with all its fields."""
+        journal, totals = self.it.journal, self.it.broker.pool.totals
+        ends = totals.recycled + totals.crashed + totals.hung + totals.dirty
+        failures = journal.count(messages.WORKER_NOT_STARTED)
+        assert len(self.it.supervisor.stopped) == ends + failures
+        assert len(self.it.supervisor.started) == 3 + ends + failures
+        assert journal.count(messages.WORKER_CRASHED) == totals.crashed
+        assert journal.count(messages.WORKER_HUNG) == totals.hung
+        assert journal.count(messages.WORKER_DIRTY) == totals.dirty
+        assert journal.count(messages.WORKER_RECYCLED) == totals.recycled
+        assert journal.count(messages.CLIENT_REFUSED) == totals.refused
+        begun, ended = journal.count(messages.SESSION_BEGIN), journal.count(messages.SESSION_END)
+        assert begun == ended + self.cancelled + len(self.bystanders)
+        assert journal.count(messages.INTERNAL_ERROR) == 0
+        assert self.it.notifier.states.count("STOPPING=1") == 0
+        check_lines(journal)
+
+
+def check_lines(journal: ListJournal) -> None:
+    """Each line has its fields, and in each there is something to read."""
+    for message, fields in journal.lines:
+        names = {name for _, name, _, _ in string.Formatter().parse(message.text) if name}
+        assert names <= fields.keys()
+        assert all(fields[name] not in (None, "") for name in names), (message.text, fields)
+        assert "{" not in message.text.format_map(fields)
+        assert "\n" not in message.text.format_map(fields)
+
+
+@contextlib.asynccontextmanager
+async def scene(max_clients: int = 1000, plan: list[str] | None = None) -> AsyncIterator[Scene]:
+    async with world(CONFIG.format(max_clients=max_clients), plan) as it, it.client() as first, it.client() as second:
+        await it.settled(*[State.IDLE] * 3)
+        for client in (first, second):
+            assert await client.open() == HELLO
+        yield Scene(it, [first, second])
+
+
+# The steps of a client's life. Each returns the worker that has to do with it.
+
+
+async def connected(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    await at.it.until(lambda: session_of(at, victim) in at.it.broker._silent)
+    return at.third
+
+
+async def half_an_opening(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    await victim.send(OPENING[:5])
+    return await connected(at, victim, other)
+
+
+async def speaking(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await connected(at, victim, other)
+    await victim.send(OPENING)  # and nobody has looked yet
+    return number
+
+
+async def leased(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    await victim.send(OPENING)
+    while at.it.broker.pool.workers[number].client is None:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return number
+
+
+async def forwarding(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    assert await victim.open() == HELLO
+    return number
+
+
+async def amid_a_call(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await forwarding(at, victim, other)
+    await victim.send(CALL)
+    await victim.receive(len(CALL))
+    return number
+
+
+async def half_closed(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await forwarding(at, victim, other)
+    at.it.supervisor.offices[number].fault = "never-let-go"
+    victim.socket.shutdown(socket.SHUT_WR)
+    session = at.it.broker.clients[session_of(at, victim)]
+    await at.it.until(lambda: session.forwarding is not None and "gone" in session.forwarding._timers)
+    return number
+
+
+async def inspected(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await forwarding(at, victim, other)
+    at.it.supervisor.offices[number].fault = "hang-after-session"
+    victim.socket.shutdown(socket.SHUT_WR)
+    await at.it.until(lambda: at.it.broker.pool.workers[number].state is State.INSPECTING)
+    return number
+
+
+async def waiting(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = at.third
+    await other.open()
+    await victim.send(OPENING)
+    await at.it.until(lambda: at.it.broker.pool.queue)
+    return number
+
+
+async def waiting_for_a_probe(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    at.it.supervisor.offices[number].fault = "deaf"
+    at.probe_all()
+    await victim.send(OPENING)
+    await at.it.until(lambda: at.it.broker.pool.queue)
+    return number
+
+
+async def waiting_for_a_start(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    await at.it.supervisor.kill(number)
+    await victim.send(OPENING)  # which may take longer than the start
+    await at.it.until(lambda: at.it.broker.pool.queue or at.it.broker.pool.workers[number].client)
+    return number
+
+
+async def refused(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = at.third
+    await other.open()
+    count = at.it.journal.count(messages.CLIENT_REFUSED)
+    await victim.send(QUERY[:20])
+    await at.it.journal.wait_for(messages.CLIENT_REFUSED, count + 1)
+    return number
+
+
+Step = Callable[[Scene, FakeClient, FakeClient], Awaitable[int]]
+STEPS: list[Step] = [
+    connected,
+    half_an_opening,
+    speaking,
+    leased,
+    forwarding,
+    amid_a_call,
+    half_closed,
+    inspected,
+    waiting,
+    waiting_for_a_probe,
+    waiting_for_a_start,
+    refused,
+]
+EVENTS = [
+    "nothing",
+    "killed",
+    "ended",
+    "told-first",
+    "vanished",
+    "probed",
+    "hang",
+    "deaf",
+    "close-early",
+    "crash-mid-reply",
+    "never-let-go",
+    "leaves-document",
+    "rubbish",
+]
+FATES = ["stay", "close", "reset", "half-close", "speak", "cancel"]
+
+
+def session_of(at: Scene, client: FakeClient) -> int:
+    """The number by which the broker knows a client; 0 if it doesn't."""
+    name = "{}:{}".format(*client.socket.getsockname())
+    return next((session for session, known in at.it.broker.clients.items() if known.peer.name == name), 0)
+
+
+async def meet(at: Scene, victim: FakeClient, session: int, fate: str) -> None:
+    """Have a client meet its fate."""
+    if fate == "close":
+        victim.socket.close()
+    elif fate == "reset":
+        victim.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        victim.socket.close()
+    elif fate == "half-close":
+        with contextlib.suppress(OSError):
+            victim.socket.shutdown(socket.SHUT_WR)
+    elif fate == "speak":
+        with contextlib.suppress(OSError):
+            victim.socket.send(OPENING)
+    elif fate == "cancel":
+        at.cancel(session)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_fault_at_any_step_is_nobody_elses(step: Step, event: str) -> None:
+    async with scene(0 if step is refused else 1000) as at:
+        for fate, worker_first in product(FATES, [True, False]):
+            async with at.it.client() as victim, at.it.client() as other:
+                number = await step(at, victim, other)
+                session = session_of(at, victim)
+                if worker_first:
+                    await at.hit(number, event)
+                await meet(at, victim, session, fate)
+                if not worker_first:
+                    await at.hit(number, event)
+            await at.recover()
