@@ -99,7 +99,7 @@ def test_ooodd_stop_ends_the_broker_and_the_next_client_starts_it(service: Servi
         ('[pool]\nworkers = "3"\n', "pool.workers: must be a whole number"),
         ("[pool]\nworkers = 0\n", "pool.workers: must be at least 1"),
         ("[pool\n", "(at line 1, column 6)"),
-        ('[pool]\nmax_age = "1h"\n', "pool.max_age: not supported yet"),
+        ('[pool]\npreload = true\n', "pool.preload: not supported yet"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_one_start(service: Service, text: str, reason: str) -> None:
@@ -276,7 +276,7 @@ def test_the_broker_may_do_nothing_but_its_work(service: Service) -> None:
 
 
 def test_an_office_sees_no_neighbour_and_no_network(service: Service) -> None:
-    service.configure("[pool]\nworkers = 2\n")
+    service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
     service.start()
     first, second = service.wait_idle()
     enter = ["nsenter", f"--target={first['pid']}", "--mount", "--net", "--"]

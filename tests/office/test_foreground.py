@@ -13,7 +13,7 @@ import pytest
 from foreground import OFFICE, Foreground, all_gone, fake_office
 
 ONE = '[pool]\nworkers = 1\n[log]\nlevel = "detail"\n'
-TWO = ONE.replace("1", "2")
+TWO = "[pool]\nworkers = 2\nmin_workers = 2\n[log]\nlevel = 'detail'\n"
 MADE = "made through ooodd None"
 
 
