@@ -4,10 +4,11 @@
 
     abandon.py [--host H] [--port P] [--tries 30] [--within 1.5] [--stay 3] [--every 10] SOURCE
 
-Each try is two clients. The first begins to load SOURCE, hidden or not in turn, and is killed by a timer at some moment
-up to --within seconds later, at random. The second connects at once and lists what is open in its office, after some
-tries again as late as --stay seconds. One line of JSON a try on standard output: the pids of the two clients' offices,
-how long the first one lived after it began to load, and the documents, at first and later.
+Each try is two clients. The first begins to load SOURCE, in turn hidden or not and by path or by a stream, and is
+killed by a timer at some moment up to --within seconds later, at random. The second connects at once and lists what is
+open in its office, after some tries again as late as --stay seconds. One line of JSON a try on standard output: the
+pids of the two clients' offices, how the first one loaded, how long it lived after that, whether it had "loaded" by
+then, and the documents, at first and later.
 
 A seed makes the moments the same in each run.
 """
@@ -24,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from client import add_address, connect, create, error_line, leave, properties
+from client import FileInput, add_address, connect, create, error_line, leave, properties
 from convert import office_pid
 from exclusive import titles
 
@@ -42,13 +43,18 @@ def fork(report: int, arguments: argparse.Namespace, role: Any, *more: object) -
     return 0
 
 
-def vanish(context: Any, report: int, source: Path, hidden: bool, seconds: float) -> None:
+def vanish(context: Any, report: int, source: Path, hidden: bool, stream: bool, seconds: float) -> None:
     """Begin to load, and be killed at some moment."""
     os.write(report, json.dumps({"first": office_pid(context)}).encode() + b"\n")
     desktop = create(context, "com.sun.star.frame.Desktop")
+    options: dict[str, object] = {"Hidden": hidden}
+    if stream:
+        options["InputStream"] = FileInput(source)
+    url = "private:stream" if stream else source.resolve().as_uri()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    desktop.loadComponentFromURL(source.resolve().as_uri(), "_blank", 0, properties(Hidden=hidden))
+    desktop.loadComponentFromURL(url, "_blank", 0, properties(**options))
+    os.write(report, b'{"loaded": true}\n')
     signal.pause()
 
 
@@ -64,10 +70,11 @@ def look(context: Any, report: int, stay: float) -> None:
 
 def attempt(number: int, seconds: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """Make one try, and say what came of it."""
-    hidden = number % 2 == 0
+    hidden, stream = number % 2 == 0, number % 4 in (1, 2)
     stay = arguments.stay if number % arguments.every == 0 else 0.0
-    facts: dict[str, Any] = {"try": number, "hidden": hidden, "lived": round(seconds, 3), "stayed": stay}
-    for role, more in ((vanish, (arguments.source, hidden, seconds)), (look, (stay,))):
+    facts: dict[str, Any] = {"try": number, "hidden": hidden, "stream": stream, "lived": round(seconds, 3)}
+    facts |= {"stayed": stay, "loaded": False}
+    for role, more in ((vanish, (arguments.source, hidden, stream, seconds)), (look, (stay,))):
         reading, writing = os.pipe()
         child = fork(writing, arguments, role, *more)
         os.close(writing)

@@ -8,9 +8,11 @@ None of them knows of ooodd: this is what programs that use LibreOffice have don
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,30 @@ def connect(host: str, port: int) -> Any:
     local = uno.getComponentContext()
     resolver = local.ServiceManager.createInstanceWithContext("com.sun.star.bridge.UnoUrlResolver", local)
     return resolver.resolve(f"uno:socket,host={host},port={port};urp;StarOffice.ComponentContext")
+
+
+def dial(host: str, port: int) -> tuple[Any, int]:
+    """Open a new connection, on which nothing has been said yet, and return it with its port on this side."""
+    local = uno.getComponentContext()
+    connector = local.ServiceManager.createInstanceWithContext("com.sun.star.connection.Connector", local)
+    connection = connector.connect(f"socket,host={host},port={port}")
+    return connection, own_port(port)
+
+
+def own_port(port: int) -> int:
+    """This side's port of the connection to that port. The connection itself tells the other side's for both."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as found:
+            if found.family == socket.AF_INET and found.getpeername()[1] == port:
+                return int(found.getsockname()[1])
+    raise RuntimeError(f"nothing is connected to port {port}")
+
+
+def begin(connection: Any) -> Any:
+    """Say the first words on a connection, and return the office's component context, as `connect` does."""
+    local = uno.getComponentContext()
+    factory = local.ServiceManager.createInstanceWithContext("com.sun.star.bridge.BridgeFactory", local)
+    return factory.createBridge("", "urp", connection, None).getInstance("StarOffice.ComponentContext")
 
 
 def create(context: Any, service: str) -> Any:

@@ -5,8 +5,9 @@
     convert.py [--host H] [--port P] [options] [SOURCE TARGET.pdf ...]
 
 Each step is a line of JSON on standard output: "connected" (before it, nothing has been asked of the office but its
-context), "office" (with --office; after a hold there "still", with the pid), and for each document "loading", "loaded", "stored", "closed"; an "error" ends the
-client with status 1. "stored" tells the PDF's page count (by pdfinfo, null without it), size and SHA-256.
+context), "office" (with --office; after a hold there "still", with the pid), and for each document "loading", "loaded",
+"stored", "closed"; an "error" ends the client with status 1. "stored" tells the PDF's page count (by pdfinfo, null
+without it), size and SHA-256.
 
 --hold STEP stops there until a line, or the end, comes on standard input; --die STEP kills the client there. Without a
 SOURCE the client connects, shows and ends.

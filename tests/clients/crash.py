@@ -141,8 +141,8 @@ def half_close(context: Any, step: Steps, source: Path | None) -> None:
     """Close the sending side amid a call, from another thread."""
 
     def close() -> None:
-        for descriptor in map(int, os.listdir("/proc/self/fd")):
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        for descriptor in list(Path("/proc/self/fd").iterdir()):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
                 if connection.family == socket.AF_INET:
                     connection.shutdown(socket.SHUT_WR)
         step("half-closed")

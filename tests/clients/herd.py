@@ -10,7 +10,8 @@ which has loaded UNO but not used it yet, and so cost milliseconds.
 
 Each line on standard output is JSON with the session's number and the time (CLOCK_MONOTONIC): "begin" before it
 connects, "connected" when it has an office, "office" with the office's pid, "end" with the error, empty if all went
-well; a session that was ended by a signal has that for an error.
+well; a session that was ended by a signal has that for an error. "connected" and "end" also tell the session's port,
+0 for none, and "connected" when it had dialled, before it had said a word.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from itertools import count
 from pathlib import Path
 
-from client import add_address, connect, leave
+from client import add_address, begin, dial, leave
 from convert import office_pid
 from exclusive import session
 
@@ -39,9 +40,12 @@ def tell(number: int, event: str, **facts: object) -> None:
 def work(number: int, arguments: argparse.Namespace) -> None:
     """Have one session, in a process of its own; doesn't return."""
     tell(number, "begin")
+    port = 0
     try:
-        context = connect(arguments.host, arguments.port)
-        tell(number, "connected")
+        connection, port = dial(arguments.host, arguments.port)
+        dialled = time.monotonic()
+        context = begin(connection)
+        tell(number, "connected", port=port, dialled=dialled)
         pid = office_pid(context)
         tell(number, "office", pid=pid)
         lock = arguments.directory / f"office-{pid}"
@@ -53,9 +57,9 @@ def work(number: int, arguments: argparse.Namespace) -> None:
             lock.unlink()
     except Exception as error:  # noqa: BLE001 - a UNO exception has no base class of Python's but Exception
         name = getattr(error, "typeName", None) or type(error).__name__
-        tell(number, "end", error=f"{name}: {getattr(error, 'Message', error)}")
+        tell(number, "end", port=port, error=f"{name}: {getattr(error, 'Message', error)}")
     else:
-        tell(number, "end", error="")
+        tell(number, "end", port=port, error="")
     leave(0)
 
 

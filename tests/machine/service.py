@@ -42,7 +42,7 @@ class Service:
         self.machine.run("systemctl", "start", "ooodd.service", check=True)
 
     def status(self) -> dict[str, Any]:
-        """What `ooodd status --json` prints, asked for in the same way but without a process: OSError if no broker runs.
+        """What `ooodd status --json` prints, asked for likewise but without a process: OSError if no broker runs.
 
         The socket is reached through the machine's root directory, as /proc shows it.
         """

@@ -3,9 +3,7 @@
 
 import json
 import os
-import re
 import time
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,9 +11,8 @@ import pytest
 
 from command import Command
 from deadline import until
-from machine import Machine
 from ooodd import messages
-from places import CLIENTS, DOCUMENTS_INSIDE
+from places import CLIENTS
 from service import PATIENCE, Service, Session, await_step, release, told_error
 
 # How many offices are killed at random.
@@ -329,9 +326,7 @@ def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service
 
 def test_a_hung_office_is_replaced_idle_or_busy(service: Service) -> None:
     """Stopped by SIGSTOP; the one that is idle is found before a client meets it."""
-    service.configure(
-        '[pool]\nworkers = 1\nprobe_interval = "1s"\nprobe_timeout = "1s"\n[session]\ngrace = "1s"\n'
-    )
+    service.configure('[pool]\nworkers = 1\nprobe_interval = "1s"\nprobe_timeout = "1s"\n[session]\ngrace = "1s"\n')
     service.start()
     (idle,) = service.wait_idle()
     moment = service.machine.journal_moment()
@@ -394,7 +389,11 @@ def test_a_client_that_is_killed_amid_an_endless_call_is_followed_by_a_new_offic
     assert told_error(other) == ""
     totals = service.totals()
     assert {name: totals[name] for name in ("recycled", "crashed", "hung", "dirty")} == {
-        "recycled": 0, "crashed": 0, "hung": 0, "dirty": 0, total: 1,
+        "recycled": 0,
+        "crashed": 0,
+        "hung": 0,
+        "dirty": 0,
+        total: 1,
     }
 
 
@@ -472,7 +471,7 @@ def test_a_full_run_directory_is_told_and_ends_nobody(fresh_service: Service) ->
 
 
 def test_an_office_that_runs_out_of_memory_is_told_as_such(service: Service) -> None:
-    """systemd asks the control group; here it is told what systemd-oomd and the kernel tell on other machines."""
+    """Systemd asks the control group; here it is told what systemd-oomd and the kernel tell on other machines."""
     service.configure("[pool]\nworkers = 1\n")
     victim, office = service.holding_client()
     moment = service.machine.journal_moment()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is limited, and how a client that can't be served hears of it; how the pool shrinks, and how offices wear out."""
+"""What is limited, and how a client that can't be served hears of it; how the pool shrinks and offices wear out."""
 
 import time
 from dataclasses import dataclass
@@ -161,14 +161,18 @@ def test_without_descriptors_sessions_go_on_and_new_clients_wait_or_are_told(ser
     )
 
 
+def active(service: Service) -> bool:
+    state = service.machine.run("systemctl", "is-active", "ooodd.service").stdout.strip()
+    return state != "inactive"
+
+
 def test_at_rest_everything_stops_and_the_next_client_starts_it(service: Service) -> None:
     service.configure('[pool]\nmin_workers = 0\nspare_workers = 0\nidle_timeout = "1s"\n')
     moment = service.machine.journal_moment()
     for _ in range(2):
         assert service.serves()
         service.machine.wait_journal("ooodd.service", f"MESSAGE_ID={messages.BROKER_UNUSED.id}", after=moment)
-        active = ("systemctl", "is-active", "ooodd.service")
-        until(lambda: service.machine.run(*active).stdout.strip() == "inactive", PATIENCE, "the broker to end")
+        until(lambda: not active(service), PATIENCE, "the broker to end")
         assert service.machine.run("pgrep", "-x", "soffice.bin").stdout == ""
         moment = service.machine.journal_moment()
     assert service.machine.run("systemctl", "is-active", "ooodd.socket").stdout.strip() == "active"

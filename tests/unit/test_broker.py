@@ -368,7 +368,7 @@ async def test_a_refused_client_that_says_no_more_is_not_waited_for_long(monkeyp
     monkeypatch.setattr(broker_module, "_REFUSAL_LIMIT", 0.05)
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as other:
         await busy.open()
-        await other.send(QUERY[: OPENING_SIZE])
+        await other.send(QUERY[:OPENING_SIZE])
         assert await other.ended()
 
 

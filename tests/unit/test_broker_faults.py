@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Faults at every step of a client's life, and of its worker's: none harms anybody else, none is forgotten or counted
-twice, and the pool is whole again afterwards. First each with each, then at random."""
+"""Faults at every step of a client's life and its worker's, each with each, and at random.
+
+None harms anybody else, none is forgotten or counted twice, and the pool is whole again afterwards.
+"""
 
 import asyncio
 import contextlib
-import random
 import socket
 import string
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import product
-from typing import Any
 
 import pytest
 
-from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal
+from fakes import OPENING, FakeClient, ListJournal
 from ooodd import broker as broker_module
 from ooodd import messages
 from ooodd.actions import Reason
-from ooodd.errors import NoDescriptorError
 from ooodd.pool import State
-from ooodd.worker import Keeper, Office, Verdict
-from test_broker import CALL, HELLO, QUERY, World, asks, world
+from test_broker import CALL, HELLO, QUERY, World, world
 
 CONFIG = """
 [pool]

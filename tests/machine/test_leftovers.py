@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A document that a client left open is never seen by the next one."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from ooodd import messages
+from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
+from service import PATIENCE, Service
+
+# How many clients are killed while they load.
+ABANDONED = int(os.environ.get("OOODD_TESTS_ABANDONED", "20"))
+SHEET = "/srv/huge.fods"
+# How many rows of 20 cells: an office needs some seconds to load them.
+ROWS = 20_000
+HEAD = """<?xml version="1.0" encoding="UTF-8"?>
+<office:document xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
+ xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0"
+ xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"
+ office:version="1.2" office:mimetype="application/vnd.oasis.opendocument.spreadsheet">
+<office:body><office:spreadsheet><table:table table:name="huge">
+"""
+TAIL = "</table:table></office:spreadsheet></office:body></office:document>\n"
+
+
+def sheet() -> str:
+    """A spreadsheet that takes long to load."""
+    cells = (
+        '<table:table-cell office:value-type="float" office:value="{0}"/>'
+        '<table:table-cell office:value-type="string"><text:p>text of {0}</text:p></table:table-cell>'
+    )
+    rows = ("<table:table-row>" + cells.format(row) * 10 + "</table:table-row>\n" for row in range(ROWS))
+    return HEAD + "".join(rows) + TAIL
+
+
+def tries(service: Service, *arguments: str) -> list[dict[str, Any]]:
+    """Run abandon.py."""
+    command = (PYTHON, f"{CLIENTS}/abandon.py", *arguments, SHEET)
+    done = service.machine.run(*command, check=True, timeout=10 * ABANDONED + PATIENCE)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_document_that_loads_when_its_client_is_killed_is_not_the_next_one_s(service: Service) -> None:
+    """By path and by stream, visible and hidden; at any moment, also when it is loaded."""
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1000\nmax_uses_jitter = 0\n")
+    service.machine.put(SHEET, sheet())
+    found = tries(service, f"--tries={ABANDONED}")
+    service.wait_idle()
+    for each in found:
+        print(each)
+    totals = service.totals()
+    same = [each for each in found if each["first"] == each["second"]]
+    loaded = sum(each["loaded"] for each in found)
+    print(f"{ABANDONED} tries, {loaded} killed when the document was loaded; {len(same)} offices kept; {totals}")
+    assert [each for each in found if each["found"] or each["later"] or "step" in each] == []
+    assert totals["sessions"] == 2 * ABANDONED
+    assert totals["crashed"] == totals["refused"] == totals["recycled"] == 0
+    assert totals["dirty"] + totals["hung"] == ABANDONED - len(same)
+
+
+@pytest.mark.parametrize("ways", [(), ("--visible",), ("--stream",), ("--stream", "--visible")], ids="-".join)
+def test_a_document_that_a_client_leaves_open_is_not_the_next_one_s(service: Service, ways: tuple[str, ...]) -> None:
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1000\n")
+    moment = service.machine.journal_moment()
+    for number in range(1, 4):
+        steps = service.run_client(
+            "convert.py", "--leave-open", *ways, f"{DOCUMENTS_INSIDE}/letter.odt", "/tmp/left.pdf"
+        )
+        assert steps[-1]["step"] == "stored"
+        (office,) = (step for step in service.run_client("convert.py", "--office") if step["step"] == "office")
+        assert office["documents"] == []
+        service.wait_total("dirty", number)
+    lines = [line["MESSAGE"] for line in service.lines(messages.WORKER_DIRTY, moment)]
+    assert len(lines) == 3
+    assert all("left open: 1 documents" in line for line in lines), lines
+    totals = service.totals()
+    assert totals == dict.fromkeys(totals, 0) | {"sessions": 6, "dirty": 3}

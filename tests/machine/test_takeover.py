@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A broker that is killed, restarted, upgraded, reloaded or stopped, and what clients see of it."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import Command
+from deadline import until
+from ooodd import messages
+from service import CONFIGURATION, PATIENCE, Herd, Service, Session, await_step, out_of_order, release, told_error
+
+# How many brokers are killed under load, and restarted.
+KILLS = int(os.environ.get("OOODD_TESTS_BROKER_KILLS", "15"))
+RESTARTS = 10
+# The port 2002 in a TCP table of /proc.
+PORT = ":07D2"
+LISTENS = "0A"
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A session of a herd, with what tells it in the journal."""
+
+    session: Session
+    client: str
+    dialled: float
+
+
+def visits(herd: Herd) -> list[Visit]:
+    """All sessions of a herd."""
+    told: dict[int, dict[str, Any]] = {}
+    for line in map(json.loads, herd._told.read_text().splitlines()):
+        told.setdefault(line["session"], {}).update(line)
+    return [
+        Visit(
+            session, f"127.0.0.1:{told[session.number].get('port')}", told[session.number].get("dialled", session.begun)
+        )
+        for session in herd.sessions()
+    ]
+
+
+def dialled_order(found: list[Visit]) -> list[Session]:
+    """The same sessions, begun when they had dialled."""
+    return [Session(v.session.number, v.dialled, v.session.connected) for v in found]
+
+
+def broker(service: Service) -> int:
+    """The broker's pid as the host knows it; 0 if there is none that answers."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(f"/proc/{service.machine.pid}/root/run/ooodd/control")
+            pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        except OSError:
+            return 0
+    return pid if service.glance() else 0
+
+
+def next_broker(service: Service, old: int) -> int:
+    """Wait for a broker that answers and is not the old one."""
+    return until(lambda: (new := broker(service)) != old and new, PATIENCE, "the next broker")
+
+
+def kept(service: Service) -> int:
+    """How many descriptors systemd keeps for the broker."""
+    show = ("systemctl", "show", "-P", "NFileDescriptorStore", "ooodd.service")
+    return int(service.machine.run(*show, check=True).stdout)
+
+
+def descriptors(service: Service) -> tuple[int, int]:
+    """The broker's own, and those that systemd keeps for it."""
+    own = service.machine.run("ls", f"/proc/{service.main_pid()}/fd", check=True).stdout.split()
+    return len(own), kept(service)
+
+
+def in_backlog(service: Service) -> int:
+    """How many clients wait in the socket, accepted by nobody."""
+    for line in Path(f"/proc/{service.machine.pid}/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, queues, *_ = line.split()
+        if local.endswith(PORT) and state == LISTENS:
+            return int(queues.split(":")[1], 16)
+    return 0
+
+
+def journal_order(service: Service, moment: str) -> list[int]:
+    """The numbers of the sessions, which are given as clients come, in the order in which they began."""
+    return [int(line["OOODD_SESSION"]) for line in service.lines(messages.SESSION_BEGIN, moment)]
+
+
+def counted(service: Service, **others: int) -> None:
+    """What is not named has not been counted."""
+    totals = service.totals()
+    assert totals == dict.fromkeys(totals, 0) | others
+
+
+@contextmanager
+def stopping(service: Service, *command: str) -> Iterator[Command]:
+    """Have the service stop or drain, which takes as long as its sessions; checked in the end."""
+    with service.machine.popen(*command) as process:
+        yield process
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+
+
+def gone(service: Service, office: int) -> bool:
+    return service.machine.run("test", "-e", f"/proc/{office}").returncode == 1
+
+
+def reload(service: Service, text: str) -> tuple[int, str]:
+    """Change the configuration and reload; return the exit status and what systemctl said."""
+    service.machine.put(CONFIGURATION, text)
+    done = service.machine.run("systemctl", "reload", "ooodd.service")
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names(service: Service) -> None:
+    """Eight sessions, of which three only hold their office, and twenty waiting clients."""
+    workers, holding, waiting = 8, 3, 20
+    service.configure(
+        f'[pool]\nworkers = {workers}\nmin_workers = {workers}\nmax_uses = 1000000\n[log]\nlevel = "detail"\n'
+    )
+    service.start()
+    service.wait_whole(workers)
+    idle = descriptors(service)
+    moment = service.machine.journal_moment()
+    holders = [service.holding_client() for _ in range(holding)]
+    took = []
+    with service.herd(workers - holding + waiting) as herd:
+        service.wait_queue(waiting)
+        pid = broker(service)
+        for number in range(KILLS):
+            if number % 3 == 2:  # else: one that has just begun
+                ended = sum(s.ended is not None for s in herd.sessions())
+                until(lambda: sum(s.ended is not None for s in herd.sessions()) > ended, PATIENCE, "a session to end")  # noqa: B023
+            began = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            pid = next_broker(service, pid)
+            took.append(time.monotonic() - began)
+        assert service.status()["queue"]["length"] > 0
+        herd.stop()
+        found = visits(herd)
+    still = [release(client)[0].get("pid") for client, _ in holders]
+    lost = {line["OOODD_CLIENT"]: line["MESSAGE"] for line in service.lines(messages.SESSION_LOST, moment)}
+    failed = {visit.client: visit.session.error for visit in found if visit.session.error}
+    order = journal_order(service, moment)
+    print(
+        f"{KILLS} kills: {len(found)} sessions, {len(lost)} named as lost, {len(failed)} failed; from a kill to the "
+        f"next broker {sorted(took)[len(took) // 2]:.2f} s in the middle, {max(took):.2f} s at the most"
+    )
+    print(service.totals(), len(order), [pair for pair in zip(order, order[1:], strict=False) if pair[0] > pair[1]])
+    print(failed, lost)
+    print(out_of_order(dialled_order(found), 0.3))
+    assert still == [office["pid"] for _, office in holders]
+    assert set(failed) <= set(lost), "failed without a line"
+    assert order == sorted(order), "not served in the order of coming"
+    assert out_of_order(dialled_order(found), 0.3) == []
+    service.wait_whole(workers)
+    until(lambda: descriptors(service) == idle, PATIENCE, f"all descriptors to be closed, down to {idle}")
+    totals = service.totals()
+    assert totals["sessions"] == len(found) + holding
+    assert (totals["refused"], totals["crashed"], totals["hung"]) == (0, 0, 0)
+    assert service.serves()
+
+
+def test_restarts_under_load_are_noticed_by_nobody(service: Service) -> None:
+    workers = 4
+    service.configure(f"[pool]\nworkers = {workers}\nmin_workers = {workers}\nmax_uses = 1000000\n")
+    moment = service.machine.journal_moment()
+    holders = [service.holding_client() for _ in range(2)]
+    took = []
+    with service.herd(8) as herd:
+        service.wait_queue(6)
+        for _ in range(RESTARTS):
+            ended = sum(s.ended is not None for s in herd.sessions())
+            began = time.monotonic()
+            service.machine.run("systemctl", "restart", "ooodd.service", check=True)
+            took.append(time.monotonic() - began)
+            until(lambda: sum(s.ended is not None for s in herd.sessions()) > ended, PATIENCE, "a session to end")  # noqa: B023
+        herd.stop()
+        found = visits(herd)
+    print(f"{RESTARTS} restarts: {len(found)} sessions; a restart took {max(took):.2f} s at the most")
+    assert [release(client)[0].get("pid") for client, _ in holders] == [office["pid"] for _, office in holders]
+    assert [visit for visit in found if visit.session.error] == []
+    assert service.lines(messages.SESSION_LOST, moment) == []
+    assert len(service.lines(messages.BROKER_HANDS_OVER, moment)) == RESTARTS
+    order = journal_order(service, moment)
+    assert order == sorted(order)
+    assert out_of_order(dialled_order(found), 0.3) == []
+    totals = service.totals()
+    assert totals == dict.fromkeys(totals, 0) | {
+        "sessions": len(found) + len(holders),
+        "recycled": totals["recycled"],
+    }
+
+
+def test_an_office_that_is_killed_with_its_broker_is_counted_once(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
+    other, office = service.holding_client()
+    tries = 6
+    for number in range(1, tries + 1):
+        moment = service.machine.journal_moment()
+        victim, dead = service.holding_client()
+        waiting = service.waiting_client()
+        old = broker(service)
+        pids = [service.main_pid(), dead["pid"]]
+        service.kill(*(pids if number % 2 else reversed(pids)))
+        next_broker(service, old)
+        assert told_error(victim)
+        assert told_error(waiting) == ""
+        service.wait_whole(2, without=[dead["pid"]])
+        assert len(service.lines(messages.WORKER_CRASHED, moment)) == 1
+        assert service.totals()["crashed"] == number
+        named = {line["OOODD_SESSION"] for line in service.lines(messages.SESSION_LOST, moment)}
+        ended = {line["OOODD_SESSION"] for line in service.lines(messages.SESSION_END, moment)}
+        assert len(named | ended) == 2, (named, ended)
+    assert release(other)[0]["pid"] == office["pid"]
+    assert service.totals()["sessions"] == 2 * tries + 1
+
+
+@pytest.mark.parametrize("command", ["systemctl stop ooodd.service", "ooodd drain"])
+def test_a_stop_lets_a_session_finish_and_new_clients_wait_in_the_socket(service: Service, command: str) -> None:
+    service.configure('[pool]\nworkers = 1\n[session]\ndrain_timeout = "60s"\n')
+    holder, office = service.holding_client()
+    waiting = service.waiting_client()
+    old, moment = service.main_pid(), service.machine.journal_moment()
+    with stopping(service, *command.split()):
+        assert told_error(waiting).startswith("ooodd: the service is stopping")
+        newcomer = service.client("convert.py", "--office")
+        until(lambda: in_backlog(service) == 1, PATIENCE, "the new client to wait in the socket")
+        assert service.main_pid() == old
+        began = time.monotonic()
+        assert told_error(holder) == ""
+    (served,) = (step for step in release(newcomer) if step["step"] == "office")
+    print(f"the new client was served {time.monotonic() - began:.2f} s after the last session")
+    assert served["pid"] != office["pid"]
+    assert gone(service, office["pid"])
+    assert service.main_pid() not in (0, old)
+    service.wait_idle()
+    offices = service.machine.run("pgrep", "-x", "soffice.bin").stdout.split()
+    assert offices == [str(served["pid"])]
+    assert len(service.lines(messages.BROKER_STOPPING, moment)) == 1
+    counted(service, sessions=1)
+
+
+@pytest.mark.parametrize("command", ["systemctl stop ooodd.service", "ooodd drain"])
+def test_a_stop_cuts_off_a_session_that_does_not_finish(service: Service, command: str) -> None:
+    service.configure('[pool]\nworkers = 1\n[session]\ndrain_timeout = "1s"\n')
+    holder, office = service.holding_client()
+    began = time.monotonic()
+    with stopping(service, *command.split()):
+        until(lambda: service.main_pid() == 0, PATIENCE, "the broker to end")
+        took = time.monotonic() - began
+    print(f"ended after {took:.2f} s")
+    assert took >= 1.0
+    assert told_error(holder)
+    until(lambda: gone(service, office["pid"]), PATIENCE, "the office to end")
+    state = service.machine.run("systemctl", "show", "-P", "Result", "ooodd.service").stdout.strip()
+    assert state == "success"
+    assert kept(service) == 0
+
+
+def test_a_bad_configuration_is_not_loaded(service: Service) -> None:
+    good = "[pool]\nworkers = 1\n"
+    service.configure(good)
+    holder, _ = service.holding_client()
+    before, moment = service.status()["config"], service.machine.journal_moment()
+    status, said = reload(service, "[pool]\nwrokers = 2\n")
+    print(said)
+    assert status != 0
+    lines = [line["MESSAGE"] for line in service.machine.journal("ooodd.service", after=moment)]
+    print(lines)
+    (why,) = (line for line in lines if "wrokers" in line)
+    assert "pool.wrokers: unknown key; did you mean pool.workers?" in why
+    assert "the configuration before stays in force" in why
+    assert service.status()["config"] == before
+    assert service.machine.run("systemctl", "is-active", "ooodd.service").stdout.strip() == "active"
+    assert told_error(holder) == ""
+    assert reload(service, good) == (0, "")
+    counted(service, sessions=1)
+
+
+def test_more_workers_by_a_reload_serve_who_waits_at_once(service: Service) -> None:
+    service.configure("[pool]\nworkers = 1\n")
+    holder, office = service.holding_client()
+    waiting = service.waiting_client("--hold", "office")
+    began = time.monotonic()
+    assert reload(service, "[pool]\nworkers = 2\n") == (0, "")
+    assert await_step(waiting, "office")["pid"] != office["pid"]
+    print(f"served {time.monotonic() - began:.2f} s after the reload began")
+    assert service.status()["config"]["pool"]["workers"] == 2
+    assert [told_error(client) for client in (holder, waiting)] == ["", ""]
+    counted(service, sessions=2)
+
+
+def test_an_upgrade_goes_on_with_the_session_and_the_queue(service: Service, deb: Path) -> None:
+    service.configure("[pool]\nworkers = 1\n")
+    holder, office = service.holding_client()
+    waiting = service.waiting_client()
+    old, moment = service.main_pid(), service.machine.journal_moment()
+    service.machine.install(deb)
+    assert service.main_pid() not in (0, old)
+    assert release(holder)[0] == {"step": "still", "pid": office["pid"]}
+    assert told_error(waiting) == ""
+    assert service.lines(messages.SESSION_LOST, moment) == []
+    service.wait_total("recycled", 1)
+    counted(service, sessions=2, recycled=1)
