@@ -8,6 +8,8 @@ PYTHON = /usr/bin/python3
 VENV = build/venv
 FUZZ_VENV = build/fuzz-venv
 RUNS = 1000000
+SESSIONS = 2000
+SEED = 1
 PYTEST = $(PYTHON) -m pytest $(PYTEST_ARGS)
 
 .PHONY: help
@@ -39,6 +41,10 @@ test-office: test-tools ## Run the tests that need an office, but no systemd
 .PHONY: test-machine
 test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
 	$(PYTEST) tests/machine
+
+.PHONY: soak
+soak: test-tools deb ## Run thousands of sessions with random faults, and explain each (SESSIONS=2000 SEED=1)
+	tests/soak/run --sessions $(SESSIONS) --seed $(SEED)
 
 .PHONY: fuzz
 fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guided by coverage (RUNS=1000000)

@@ -49,8 +49,6 @@ def test_a_document_that_loads_when_its_client_is_killed_is_not_the_next_one_s(s
     service.machine.put(SHEET, sheet())
     found = tries(service, f"--tries={ABANDONED}")
     service.wait_idle()
-    for each in found:
-        print(each)
     totals = service.totals()
     same = [each for each in found if each["first"] == each["second"]]
     loaded = sum(each["loaded"] for each in found)
