@@ -183,7 +183,7 @@ def broker_memory(service: Service) -> int:
 
 
 def test_a_worker_that_does_not_answer_after_its_session_is_replaced(service: Service) -> None:
-    service.configure("[pool]\nworkers = 1\n")
+    service.configure('[pool]\nworkers = 1\nprobe_timeout = "1s"\n[session]\ngrace = "1s"\n')
     service.start()
     (worker,) = service.wait_idle()
     service.kill(worker["pid"], signal="STOP")

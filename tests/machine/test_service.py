@@ -20,6 +20,7 @@ def left_in_run(machine: Machine) -> list[str]:
 
 
 def test_stopping_leaves_nothing(service: Service) -> None:
+    service.configure('[session]\ndrain_timeout = "1s"\n')
     holder, _ = service.holding_client()
     service.stop()
     holder.release()
