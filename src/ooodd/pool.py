@@ -57,6 +57,7 @@ class Event(StrEnum):
     STOP = "stop"
     STOPPED = "stopped"
     BACK_OFF = "back-off"
+    REST = "rest"
     ADOPT_BUSY = "adopt busy"
     ADOPT = "adopt"
 
@@ -81,6 +82,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.STOPPING, Event.STOPPED): State.STOPPED,
     (State.STOPPING, Event.BACK_OFF): State.FAILED,
     (State.FAILED, Event.START): State.STARTING,
+    (State.FAILED, Event.REST): State.STOPPED,
 }
 
 ALIVE = frozenset({State.STARTING, State.IDLE, State.BUSY, State.INSPECTING})
@@ -477,6 +479,14 @@ class Pool:
         for worker in [worker for worker in self.workers.values() if self._is_startable(worker, now)][: max(0, room)]:
             self._move(worker, Event.START, now)
             yield Start(worker.id)
+        if self._needed(now) <= alive:
+            self._let_rest(now)
+
+    def _let_rest(self, now: float) -> None:
+        """Have the failed ones that nobody needs count as stopped when they could be tried again."""
+        for worker in self.workers.values():
+            if worker.state is State.FAILED and worker.retry_at <= now:
+                self._move(worker, Event.REST, now)
 
     def _is_startable(self, worker: Worker, now: float) -> bool:
         stopped = worker.state is State.STOPPED or (worker.state is State.FAILED and worker.retry_at <= now)

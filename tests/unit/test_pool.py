@@ -171,6 +171,20 @@ def test_waiting_clients_are_told_if_no_office_can_be_started_for_long() -> None
     assert it.join(3, now) == [Lease(1, 3)]
 
 
+def test_one_that_failed_and_is_not_needed_any_more_comes_to_rest() -> None:
+    it = elastic_pool(2, min_workers=1)
+    it.open(0.0)
+    it.ready(1, 0.1)
+    it.join(1, 1.0)
+    it.join(2, 1.0)
+    assert it.not_started(2, 1.1, "no bus") == [Stop(2, Reason.NOT_STARTED, "no bus")]
+    it.stopped(2, 1.1)
+    it.leave(2, 1.15)
+    assert states(it) == [State.BUSY, State.FAILED]
+    assert it.tick(2.0) == []
+    assert states(it) == [State.BUSY, State.STOPPED]
+
+
 def test_a_start_that_fails_after_long_is_told_at_once() -> None:
     it = elastic_pool(2)
     it.open(0.0)
