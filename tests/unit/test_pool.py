@@ -746,7 +746,7 @@ class AnyOrderElastic(AnyOrder):
     elastic = True
 
 
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
-AnyOrderElastic.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+AnyOrderElastic.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrderElastic = AnyOrderElastic.TestCase
