@@ -348,23 +348,26 @@ async def test_a_half_closed_session_goes_on(side: str) -> None:
 
 
 async def test_a_broker_that_hands_over_flushes_what_it_holds() -> None:
-    data = random.Random(2).randbytes(8 << 20)
+    # An office takes so much, even one that does not read while it can't write.
+    data = random.Random(2).randbytes(600_000)
     async with machine(TWO) as it, it.client() as client, it.client() as other:
         assert await client.open() == HELLO
         assert await other.open() == HELLO
-        forwarding = it.broker.clients[1].forwarding
+        session = it.broker.clients[1]
+        forwarding = session.forwarding
         assert forwarding is not None
-        sending = asyncio.create_task(client.send(data))
-        await it.until(lambda: forwarding._to_client._pending is not None)
+        session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        await client.send(data)
+        await it.until(lambda: forwarding._to_office.total == len(OPENING) + len(data))
+        assert forwarding._to_office._pending is None
+        assert forwarding._to_client._pending is not None
         it.broker.end(End.HAND_OVER)
         await it.journal.wait_for(messages.BROKER_HANDS_OVER)
-        assert not it.broker._store.marks.slot(1).holding_to_office
         received = asyncio.create_task(client.receive(len(data)))
         await it.hand_over()
         await it.begin()
         assert it.journal.count(messages.SESSION_LOST) == 0
         assert await received == data
-        await sending
         assert await echoes(client)
         assert await echoes(other)
 
@@ -901,12 +904,12 @@ async def live_and_die(line: int | None) -> Death:
 async def test_a_broker_may_be_killed_at_any_line() -> None:
     lines = (await live_and_die(None)).lines
     assert lines > 500
-    places = {(await live_and_die(line)).where for line in range(1, lines + 50, 4)}
+    places = {(await live_and_die(line)).where for line in range(1, lines + 50, 6)}
     assert len(places) > 100
 
 
 async def test_a_broker_may_be_killed_at_any_line_of_its_taking_over() -> None:
-    for line in count(1, 3):
+    for line in count(1, 5):
         async with machine(TWO, keep=SystemdKeep()) as it, contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(it.client()) for _ in range(4)]
             for client in clients:
