@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Where messages go: the journal under systemd, stderr in the foreground."""
 
+import contextlib
 import sys
 from typing import Protocol, TextIO
 
@@ -39,13 +40,14 @@ class SystemdJournal:
         if message.priority > self._most:
             return
         extra = {f"OOODD_{name.upper()}": str(fields[name]) for name in _FIELDS if name in fields}
-        self._send(
-            message.text.format_map(fields),
-            MESSAGE_ID=message.id,
-            PRIORITY=str(int(message.priority)),
-            SYSLOG_IDENTIFIER="ooodd",
-            **extra,
-        )
+        with contextlib.suppress(OSError):  # a line less is better than a worker that nobody looks after any more
+            self._send(
+                message.text.format_map(fields),
+                MESSAGE_ID=message.id,
+                PRIORITY=str(int(message.priority)),
+                SYSLOG_IDENTIFIER="ooodd",
+                **extra,
+            )
 
 
 class StreamJournal:
@@ -63,5 +65,6 @@ class StreamJournal:
     def log(self, message: Message, **fields: object) -> None:
         """Write the message as one line."""
         if message.priority <= self._most:
-            self._stream.write(f"ooodd: {message.text.format_map(fields)}\n")
-            self._stream.flush()
+            with contextlib.suppress(OSError):
+                self._stream.write(f"ooodd: {message.text.format_map(fields)}\n")
+                self._stream.flush()

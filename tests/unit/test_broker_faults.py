@@ -6,19 +6,22 @@ None harms anybody else, none is forgotten or counted twice, and the pool is who
 
 import asyncio
 import contextlib
+import random
 import socket
 import string
 from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import product
 
 import pytest
 
 from fakes import OPENING, FakeClient, ListJournal
 from ooodd import broker as broker_module
 from ooodd import messages
-from ooodd.actions import Reason
-from ooodd.pool import State
-from test_broker import CALL, HELLO, QUERY, World, world
+from ooodd.actions import Action, Reason
+from ooodd.errors import NoDescriptorError
+from ooodd.pool import State, Worker
+from ooodd.queue import Waiting
+from ooodd.worker import Office
+from test_broker import CALL, HELLO, QUERY, World, asks, world
 
 CONFIG = """
 [pool]
@@ -28,6 +31,7 @@ max_uses = 1000
 max_uses_jitter = 0
 probe_interval = 3600
 probe_timeout = 0.1
+start_timeout = 1
 idle_timeout = "infinity"
 [queue]
 max_clients = {max_clients}
@@ -311,7 +315,8 @@ async def meet(at: Scene, victim: FakeClient, session: int, fate: str) -> None:
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_fault_at_any_step_is_nobody_elses(step: Step, event: str) -> None:
     async with scene(0 if step is refused else 1000) as at:
-        for fate, worker_first in product(FATES, [True, False]):
+        for order, fate in enumerate(FATES, EVENTS.index(event)):
+            worker_first = order % 2
             async with at.it.client() as victim, at.it.client() as other:
                 number = await step(at, victim, other)
                 session = session_of(at, victim)
@@ -321,3 +326,152 @@ async def test_a_fault_at_any_step_is_nobody_elses(step: Step, event: str) -> No
                 if not worker_first:
                     await at.hit(number, event)
             await at.recover()
+
+
+# At random
+
+
+class Crowd:
+    """Clients that come, talk, and go or vanish, each by its own dice, and workers to which things happen."""
+
+    def __init__(self, at: Scene, chance: random.Random) -> None:
+        self.at = at
+        self.chance = chance
+        self.joined: list[int] = []
+        self.rejoined: set[int] = set()
+        pool = at.it.broker.pool
+        self._join, self._rejoin = pool.join, pool.rejoin
+        pool.join = self._note_join  # type: ignore[method-assign]
+        pool.rejoin = self._note_rejoin  # type: ignore[method-assign]
+
+    def _note_join(self, client: int, now: float, host: str = "") -> list[Action]:
+        self.joined.append(client)
+        return self._join(client, now, host)
+
+    def _note_rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
+        self.rejoined.add(client)
+        return self._rejoin(client, place, now)
+
+    async def one(self) -> None:
+        """Live one client's life."""
+        chance = self.chance
+        async with self.at.it.client() as client:
+            with contextlib.suppress(OSError):
+                await self._dawdle()
+                await client.send(OPENING[: chance.choice([0, 5, 9, 17, 17, 17, 17])])
+                await self._dawdle()
+                if chance.random() < 0.5:
+                    with contextlib.suppress(BlockingIOError):
+                        client.socket.recv(chance.randrange(1, 200))
+                for _ in range(chance.randrange(4)):
+                    client.socket.send(chance.choice([OPENING, CALL, b"rubbish", bytes(100_000)]))
+                    await self._dawdle()
+                await meet(self.at, client, session_of(self.at, client), chance.choice(FATES))
+                await self._dawdle()
+
+    async def fate(self) -> None:
+        """Have things happen to the worker of which there is no bystander."""
+        for _ in range(self.chance.randrange(4)):
+            await self._dawdle()
+            await self.at.hit(self.at.third, self.chance.choice(EVENTS))
+
+    async def _dawdle(self) -> None:
+        for _ in range(self.chance.choice([0, 0, 1, 2, 5, 20])):
+            await asyncio.sleep(0)
+
+    def check_order(self) -> None:
+        """Clients have got workers in the order in which they joined, but for those whose worker turned out lost."""
+        begun = [fields["session"] for message, fields in self.at.it.journal.lines if message is messages.SESSION_BEGIN]
+        begun = [session for session in begun if session in self.joined and session not in self.rejoined]
+        assert begun == [session for session in self.joined if session in set(begun)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_whatever_happens_nobody_else_notices(seed: int) -> None:
+    chance = random.Random(seed)
+    async with scene(chance.choice([0, 2, 1000])) as at:
+        crowd = Crowd(at, chance)
+        for _ in range(35):
+            await asyncio.gather(crowd.fate(), *(crowd.one() for _ in range(chance.randrange(1, 6))))
+            await at.recover()
+        crowd.check_order()
+        assert at.it.journal.count(messages.SESSION_BEGIN) > 20
+
+
+# No descriptor
+
+
+class NoDescriptors:
+    """Lets an office's next connections, for clients alone or all, fail as if the process had no descriptor left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int, only_for: Worker | None = None) -> None:
+        self.left = times
+        self._only_for = only_for
+        self._connect = Office.connect
+        monkeypatch.setattr(Office, "connect", lambda office: self.connect(office))  # noqa: PLW0108 - for `self`
+
+    def connect(self, office: Office) -> socket.socket:
+        if not self.left or (self._only_for is not None and self._only_for.state is not State.BUSY):
+            return self._connect(office)
+        self.left -= 1
+        raise NoDescriptorError(f"can't connect to {office.unit}: Too many open files")
+
+
+async def test_without_a_descriptor_a_client_is_told_and_the_office_serves_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world() as it, it.client() as client, it.client() as following:
+        await it.settled(State.IDLE)
+        NoDescriptors(monkeypatch, 1)
+        assert b"ooodd: no file descriptor is left" in await asks(client)
+        assert await client.ended()
+        assert await following.open() == HELLO
+        assert it.broker.pool.workers[1].uses == 1
+        assert it.supervisor.started == [1]
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.refused, totals.recycled, totals.crashed) == (1, 1, 0, 0)
+        check_lines(it.journal)
+
+
+async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as it, contextlib.AsyncExitStack() as stack:
+        busy = await stack.enter_async_context(it.client())
+        await busy.open()
+        waiting = []
+        for number in range(5):
+            waiting.append(await stack.enter_async_context(it.client()))
+            await waiting[-1].send(QUERY if number < 3 else OPENING)
+            while len(it.broker.pool.queue) <= number:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        NoDescriptors(monkeypatch, 3, it.broker.pool.workers[1])  # the inspection has its descriptor
+        busy.socket.close()
+        for client in waiting[:3]:
+            assert b"no file descriptor is left" in await client.receive(1 << 20)
+        for client in waiting[3:]:
+            assert await client.receive(len(HELLO)) == HELLO
+            client.socket.close()
+        await it.settled(State.IDLE)
+        assert it.supervisor.started == [1]
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.refused, totals.recycled) == (3, 3, 0)
+
+
+async def test_a_probe_without_a_descriptor_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene() as at:
+        shortage = NoDescriptors(monkeypatch, 1)
+        at.probe_all()
+        assert State.INSPECTING in at.it.states()
+        await at.it.until(lambda: State.IDLE in at.it.states())
+        assert shortage.left == 0
+        await at.recover()
+        assert at.it.supervisor.stopped == []
+
+
+async def test_a_client_that_has_to_be_leased_twice_is_one_session() -> None:
+    async with world() as it:
+        await it.settled(State.IDLE)
+        await it.supervisor.offices[1].close()  # and nobody has told
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        await it.settled(State.IDLE)
+        assert it.broker.pool.totals.sessions == it.journal.count(messages.SESSION_BEGIN) == 1

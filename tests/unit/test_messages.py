@@ -207,3 +207,14 @@ def test_systemd_takes_the_catalog(tmp_path: Path) -> None:
     listed = dict(line.split(" ", 1) for line in journalctl("--list-catalog").splitlines())
     assert listed == {identifier: f"ooodd: {headers['Subject']}" for identifier, (headers, _) in entries().items()}
     assert messages.WORKER_CRASHED.id in journalctl("--dump-catalog", messages.WORKER_CRASHED.id)
+
+
+class FullStream(io.StringIO):
+    """A place that takes no more."""
+
+    def write(self, _: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_line_that_can_not_be_written_disturbs_nobody() -> None:
+    StreamJournal("info", FullStream()).log(messages.BUS_BACK)
