@@ -377,6 +377,7 @@ class Broker:
         if client.broken:
             client.forwarding.office_lost()
         ended = await client.forwarding.run()
+        client.forwarding = None  # its sockets are about to be closed; a hand-over freezes those that run
         self._close(client)
         client.close()  # now: the inspection takes a descriptor
         self._journal.log(

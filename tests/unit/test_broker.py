@@ -544,3 +544,13 @@ async def test_the_status_line_says_what_to_do() -> None:
         await it.settled(State.FAILED, State.IDLE)
         assert it.broker.status_line() == "0 of 2 busy, 0 queued, 1 failed: journalctl -u ooodd"
         assert it.notifier.states[0].startswith("READY=1\nSTATUS=0 of 2 busy")
+
+
+async def test_a_hand_over_while_an_office_is_inspected() -> None:
+    async with world("[pool]\nworkers=1\nprobe_timeout=60", ["hang-after-session"]) as it:
+        async with it.client() as client:
+            await client.open()
+        await it.settled(State.INSPECTING)
+        it.broker.end(End.HAND_OVER)
+        await it.running
+        await it.supervisor.close()

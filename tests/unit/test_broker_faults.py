@@ -10,10 +10,11 @@ import random
 import socket
 import string
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 
-from fakes import OPENING, FakeClient, ListJournal
+from fakes import OPENING, FakeClient, ListJournal, until
 from ooodd import broker as broker_module
 from ooodd import messages
 from ooodd.actions import Action, Reason
@@ -168,7 +169,7 @@ async def scene(max_clients: int = 1000, plan: list[str] | None = None) -> Async
 
 
 async def connected(at: Scene, victim: FakeClient, _: FakeClient) -> int:
-    await at.it.until(lambda: session_of(at, victim) in at.it.broker._silent)
+    await until(lambda: session_of(at, victim) in at.it.broker._silent)
     return at.third
 
 
@@ -186,8 +187,7 @@ async def speaking(at: Scene, victim: FakeClient, other: FakeClient) -> int:
 async def leased(at: Scene, victim: FakeClient, _: FakeClient) -> int:
     number = at.third
     await victim.send(OPENING)
-    while at.it.broker.pool.workers[number].client is None:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await until(lambda: at.it.broker.pool.workers[number].client is not None)
     return number
 
 
@@ -209,7 +209,7 @@ async def half_closed(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     at.it.supervisor.offices[number].fault = "never-let-go"
     victim.socket.shutdown(socket.SHUT_WR)
     session = at.it.broker.clients[session_of(at, victim)]
-    await at.it.until(lambda: session.forwarding is not None and "gone" in session.forwarding._timers)
+    await until(lambda: session.forwarding is not None and "gone" in session.forwarding._timers)
     return number
 
 
@@ -217,7 +217,7 @@ async def inspected(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     number = await forwarding(at, victim, other)
     at.it.supervisor.offices[number].fault = "hang-after-session"
     victim.socket.shutdown(socket.SHUT_WR)
-    await at.it.until(lambda: at.it.broker.pool.workers[number].state is State.INSPECTING)
+    await until(lambda: at.it.broker.pool.workers[number].state is State.INSPECTING)
     return number
 
 
@@ -225,7 +225,7 @@ async def waiting(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     number = at.third
     await other.open()
     await victim.send(OPENING)
-    await at.it.until(lambda: at.it.broker.pool.queue)
+    await until(lambda: at.it.broker.pool.queue)
     return number
 
 
@@ -234,7 +234,7 @@ async def waiting_for_a_probe(at: Scene, victim: FakeClient, _: FakeClient) -> i
     at.it.supervisor.offices[number].fault = "deaf"
     at.probe_all()
     await victim.send(OPENING)
-    await at.it.until(lambda: at.it.broker.pool.queue)
+    await until(lambda: at.it.broker.pool.queue)
     return number
 
 
@@ -242,7 +242,7 @@ async def waiting_for_a_start(at: Scene, victim: FakeClient, _: FakeClient) -> i
     number = at.third
     await at.it.supervisor.kill(number)
     await victim.send(OPENING)  # which may take longer than the start
-    await at.it.until(lambda: at.it.broker.pool.queue or at.it.broker.pool.workers[number].client)
+    await until(lambda: at.it.broker.pool.queue or at.it.broker.pool.workers[number].client)
     return number
 
 
@@ -441,8 +441,7 @@ async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypa
         for number in range(5):
             waiting.append(await stack.enter_async_context(it.client()))
             await waiting[-1].send(QUERY if number < 3 else OPENING)
-            while len(it.broker.pool.queue) <= number:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await until(partial(it.queued, number + 1))
         NoDescriptors(monkeypatch, 3, it.broker.pool.workers[1])  # the inspection has its descriptor
         busy.socket.close()
         for client in waiting[:3]:
