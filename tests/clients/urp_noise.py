@@ -47,6 +47,9 @@ NO_CONTEXT = b"\x00" + NOT_CACHED
 OFFICE_TID = b"\x88\x19.UrpProtocolPropertiesTid" + NOT_CACHED
 """How a reply begins to what the office asks first."""
 
+LOSING_NUMBER = -(1 << 31)
+"""As the number of the first block: the other side's wishes win."""
+
 
 def block(message: bytes) -> bytes:
     """A block of one message."""
@@ -195,8 +198,10 @@ def half_block(client: Client) -> None:
 
 def never_reads(client: Client) -> None:
     """Agree on the protocol, then send requests that are all answered, and leave the answers in the socket."""
-    client.read_block()
+    client.send(block(FIRST_MESSAGE + struct.pack(">i", LOSING_NUMBER)))
+    client.read_block()  # what the office wants
     client.send(block(OFFICE_TID + struct.pack(">i", 1)))
+    client.read_block()  # its answer to ours, and its commitment
     client.read_block()
     client.send(block(OFFICE_TID))
     client.flood(query_interface() * 256)

@@ -318,3 +318,20 @@ def test_an_upgrade_goes_on_with_the_session_and_the_queue(service: Service, deb
     assert service.lines(messages.SESSION_LOST, moment) == []
     service.wait_total("recycled", 1)
     counted(service, sessions=2, recycled=1)
+
+
+def test_a_restart_does_not_wait_for_a_session_that_stalls(service: Service) -> None:
+    """A flood that its office doesn't take: what is on its way is the broker's alone, so that session is lost."""
+    service.configure("[pool]\nworkers = 2\n")
+    holder, office = service.holding_client()
+    moment = service.machine.journal_moment()
+    with service.client("urp_noise.py", "--seconds=60", "urp-flood"):
+        until(lambda: service.totals()["sessions"] == 2, PATIENCE, "the flood to have an office")
+        (pid,) = (worker["pid"] for worker in service.workers() if worker["client"] and worker["pid"] != office["pid"])
+        began = time.monotonic()
+        service.machine.run("systemctl", "restart", "ooodd.service", check=True)
+        print(f"restarted within {time.monotonic() - began:.2f} s")
+        assert "bytes of it may be lost" in service.line(messages.SESSION_LOST, moment)["MESSAGE"]
+        assert service.serves() != pid
+    assert release(holder)[0]["pid"] == office["pid"]
+    counted(service, sessions=3, recycled=service.totals()["recycled"])

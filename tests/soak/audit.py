@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,8 @@ from ooodd.messages import Message
 Entry = dict[str, str]
 Session = dict[str, Any]
 
-# How far, in seconds, two lines may be apart that tell of the same: an office's end is known within `probe_timeout`.
-NEAR = 5.0
+# So long before a client saw its end, in seconds, the broker may have been killed that it blames for that.
+BLAME = 1.0
 # An entry may come so long before what it tells of has been seen by a client, or after.
 SLACK = 0.25
 NAMES = {value.id: name for name, value in vars(messages).items() if isinstance(value, Message)}
@@ -33,7 +33,10 @@ TOTALS = {
     "hung": messages.WORKER_HUNG,
     "dirty": messages.WORKER_DIRTY,
 }
-WORKER_FAULTS = (messages.WORKER_CRASHED, messages.WORKER_HUNG, messages.WORKER_DIRTY, messages.WORKER_RECYCLED)
+# These lines are complaints in themselves.
+BAD = frozenset({"INTERNAL_ERROR", "BROKER_FAILED", "SOCKET_FAILED", "ACCEPT_PAUSED"})
+# So systemd tells that the broker was killed.
+KILLED = "code=killed"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Line:
     client: str
     session: str
     worker: str
+    # Whether the broker wrote it, and not systemd about the broker.
+    own: bool
 
     def __str__(self) -> str:
         return f"{self.at:.3f} {self.kind or '-'}: {self.text}"
@@ -55,8 +60,9 @@ def line(entry: Entry) -> Line:
     """Take what is of interest of an entry."""
     at = int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]) / 1e6
     kind = NAMES.get(entry.get("MESSAGE_ID", ""), "")
-    fields = (entry.get(f"OOODD_{name}", "") for name in ("CLIENT", "SESSION", "WORKER"))
-    return Line(at, kind, entry.get("MESSAGE", ""), *fields)
+    client, session, worker = (entry.get(f"OOODD_{name}", "") for name in ("CLIENT", "SESSION", "WORKER"))
+    own = entry.get("SYSLOG_IDENTIFIER") == "ooodd"
+    return Line(at, kind, entry.get("MESSAGE", ""), client, session, worker, own)
 
 
 @dataclass
@@ -78,10 +84,17 @@ class Audit:
         self._faults = list(faults)
         self._lines = sorted(map(line, entries), key=lambda each: each.at)
         self._times = [each.at for each in self._lines]
+        self._kills = sum(KILLED in each.text for each in self._lines)
         self._by_client: dict[str, list[Line]] = defaultdict(list)
+        self._by_session: dict[str, list[Line]] = defaultdict(list)
+        self._by_worker: dict[str, list[Line]] = defaultdict(list)
         for each in self._lines:
             if each.client:
                 self._by_client[each.client].append(each)
+            if each.session:
+                self._by_session[each.session].append(each)
+            if each.worker:
+                self._by_worker[each.worker].append(each)
         # A port may be used again: what is told of a client is of whoever had it last.
         self._next: dict[int, float] = {}
         last: dict[str, int] = {}
@@ -98,11 +111,22 @@ class Audit:
         for session in self._sessions:
             report.outcomes[session["outcome"]] += 1
             self._check(session)
-        for each in self._lines:
-            if each.kind == "INTERNAL_ERROR":
-                report.complaints.append(f"an internal error: {each}")
+        report.complaints += [f"ought not to be: {text}" for text in self._bad_lines()]
+        self._check_pairs()
         self._check_totals(totals)
         return report
+
+    def _bad_lines(self) -> list[str]:
+        """Return what ought not to be, all lines of a traceback as one text."""
+        texts: list[str] = []
+        end = 0.0
+        for each in filter(_is_bad, self._lines):
+            if each.kind or not texts or each.at > end + SLACK:
+                texts.append(str(each))
+            else:
+                texts[-1] += f"\n    {each.text}"
+            end = each.at
+        return texts
 
     def _check(self, session: Session) -> None:
         told = self._told(session)
@@ -122,12 +146,15 @@ class Audit:
     def _told(self, session: Session) -> list[Line]:
         """All that is told of its client."""
         until = self._next.get(session["number"], float("inf"))
-        return [each for each in self._by_client[session["client"]] if session["begun"] - SLACK <= each.at < until]
+        told = [each for each in self._by_client[session["client"]] if session["begun"] - SLACK <= each.at < until]
+        # A broker that takes over a session whose client has reset it can't learn the client's name, but the number.
+        numbers = {each.session for each in told if each.session}
+        return told + [each for number in numbers for each in self._by_session[number] if each not in told]
 
     def _why_served(self, session: Session, kinds: list[str]) -> str:
         if "SESSION_BEGIN" in kinds and ("SESSION_END" in kinds or "SESSION_LOST" in kinds):
             return "served"
-        return "broker ended" if self._broker_ended(session) else ""
+        return self._broker_ended(session)
 
     def _why_ended(self, session: Session, told: list[Line]) -> str:
         """Say what in the journal explains a session that ended by a fault; empty if nothing does."""
@@ -135,10 +162,8 @@ class Audit:
             if cause := self._why_by(session, each):
                 return cause
         kinds = {each.kind for each in told}
-        if session["whose"] == "own" and not kinds and not session["received"]:
-            return "left before it was admitted"
-        if self._broker_ended(session):
-            return f"the broker ended, {'in' if 'SESSION_BEGIN' in kinds else 'before'} its session"
+        if how := self._broker_ended(session):
+            return f"the broker was {how}, {'in' if 'SESSION_BEGIN' in kinds else 'before'} its session"
         return ""
 
     def _why_by(self, session: Session, told: Line) -> str:
@@ -155,41 +180,65 @@ class Audit:
         return ""
 
     def _why_session_ended(self, session: Session, end: Line) -> str:
+        fault = self._fault_of_office(end)
         if session["whose"] == "own" and "by the client" in end.text:
             return "its client's own doing"
-        fault = self._near(end.at, lambda each: each.worker == end.worker and each.kind in WORKER_KINDS)
-        if fault is not None and (session["whose"] != "patience" or fault.kind in ("WORKER_HUNG", "WORKER_CRASHED")):
-            return f"its office: {fault.kind.removeprefix('WORKER_').lower()}"
+        if session["whose"] == "patience":  # the client's own doing, too, if its office was well
+            return f"its office: {fault}" if fault in ("hung", "crashed") else ""
+        return f"its office: {fault}" if fault else ""
+
+    def _fault_of_office(self, end: Line) -> str:
+        """Say what the journal tells of the office itself, in its session or at its end, before it goes on."""
+        lines = self._by_worker[end.worker]
+        at = lines.index(end)
+        first = next((i for i in range(at, -1, -1) if _begins(lines[i], end.session)), at)
+        for each in lines[first + 1 :]:
+            match each.kind:
+                case "SESSION_BEGIN" | "WORKER_READY":
+                    return ""
+                case "WORKER_CRASHED":
+                    return "crashed"
+                case "WORKER_HUNG":
+                    return "hung"
+                case "WORKER_RECYCLED" if "exit" in each.text or "ended" in each.text.split(": ", 1)[-1]:
+                    return "ended by itself"
         return ""
 
-    def _near(
-        self, at: float, wanted: Callable[[Line], bool], before: float = NEAR, after: float = NEAR
-    ) -> Line | None:
-        start = bisect_left(self._times, at - before)
+    def _broker_ended(self, session: Session) -> str:
+        """Say how a broker ended, if one did just before the client saw its own end."""
+        start = bisect_left(self._times, session["ended"] - BLAME)
         for each in self._lines[start:]:
-            if each.at > at + after:
-                return None
-            if wanted(each):
-                return each
-        return None
+            if each.at > session["ended"] + SLACK:
+                break
+            if KILLED in each.text:
+                return "killed"
+            if each.kind == "BROKER_HANDS_OVER":
+                return "restarted"
+        return ""
 
-    def _broker_ended(self, session: Session) -> bool:
-        """Whether one broker ended, and another began, while the session was under way."""
-        kinds = ("BROKER_HANDS_OVER", "BROKER_TAKES_OVER", "BROKER_READY")
-        lasted = session["ended"] - session["begun"]
-        at = session["begun"]
-        ended = self._near(at, lambda each: each.kind in kinds or "code=killed" in each.text, SLACK, lasted + SLACK)
-        return ended is not None
+    def _check_pairs(self) -> None:
+        """See that each session that the journal has begin ends there once.
+
+        One that ends as its broker is killed may have been forgotten, but not told of.
+        """
+        begun = Counter(each.session for each in self._lines if each.kind == "SESSION_BEGIN")
+        ended = Counter(each.session for each in self._lines if each.kind in ("SESSION_END", "SESSION_LOST"))
+        endless = sorted(session for session in begun if not ended[session])
+        if len(endless) > self._kills:
+            self.report.complaints.append(f"the journal has sessions {endless} begin, and not end")
+        wrong = sorted(n for n in begun | ended if ended[n] > 1 or begun[n] > 1 or (ended[n] and not begun[n]))
+        # Killed between the lease and the line about it.
+        if len(wrong) > self._kills:
+            self.report.complaints.append(f"the journal has sessions {wrong} begin or end more than once, or only end")
 
     def _check_totals(self, totals: dict[str, int]) -> None:
         """See that the totals are those of the journal.
 
         A session that was counted and not yet told of when its broker was killed is begun, and counted, once more.
         """
-        kills = sum("code=killed" in each.text for each in self._lines)
         for name, message in TOTALS.items():
             told = self.report.lines[NAMES[message.id]]
-            more = kills if name == "sessions" else 0
+            more = self._kills if name == "sessions" else 0
             if not told <= totals[name] <= told + more:
                 text = f"ooodd status counts {totals[name]} {name}, the journal tells of {told}"
                 self.report.complaints.append(text)
@@ -221,4 +270,10 @@ def _text(session: Session) -> str:
     return "ooodd:" + str(session["said"]).split("ooodd:", 1)[-1][:120]
 
 
-WORKER_KINDS = frozenset(NAMES[message.id] for message in WORKER_FAULTS)
+def _begins(line_: Line, session: str) -> bool:
+    return line_.kind == "SESSION_BEGIN" and line_.session == session
+
+
+def _is_bad(line_: Line) -> bool:
+    """Whether a line tells of a failure of ooodd's, or is none of its messages: a traceback, a warning of Python's."""
+    return line_.kind in BAD or (line_.own and not line_.kind)

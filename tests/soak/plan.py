@@ -10,15 +10,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-# What a session is, of 1,000. The first half speaks raw URP, the other is a real client, with pyuno.
+# What a session is, of 1,000. The first speak raw URP, the others, one of ten, are real clients with pyuno.
 KINDS = {
-    "talk": 690,
+    "talk": 710,
     "half-close": 50,  # sends its last word, closes its sending side, reads to the end
     "gone": 40,  # ends in mid-session, as a client that is killed
     "gone-amid-call": 40,  # and with a call under way
     "reset": 40,
     "leave": 20,  # gives up at once, in the queue if it has to wait
-    "convert": 70,
+    "convert": 50,
     "convert-killed": 12,  # killed amid loading
     "left-open": 20,  # ends in order, but for the document
     "held-killed": 13,  # killed with a document open and no call under way
@@ -29,7 +29,7 @@ REAL = frozenset({"convert", "convert-killed", "left-open", "held-killed", "abor
 # Sessions that end as they should, if nothing befalls them.
 ORDERLY = frozenset({"talk", "half-close", "convert", "left-open"})
 
-# What befalls the machine, of 1,000 sessions.
+# What befalls the machine, of 1,000 sessions; each at least once, but for what no longer fits in.
 FAULTS = {
     "worker-kill": 10,
     "worker-abort": 4,
@@ -76,17 +76,22 @@ class Fault:
 def make(sessions: int, seed: int) -> tuple[list[Session], list[Fault]]:
     """Make the plan."""
     chance = random.Random(seed)
+    kinds = [kind for kind, of_1000 in FAULTS.items() for _ in range(max(1, round(of_1000 * sessions / 1000)))]
+    bursts = kinds.count("burst")
+    # Something befalls as one of the other sessions begins; most often nothing does.
+    turns = kinds + [""] * max(0, sessions - bursts * (BURST - 1) - len(kinds))
+    chance.shuffle(turns)
     plan: list[Session] = []
     faults: list[Fault] = []
-    while len(plan) < sessions:
+    for kind in turns:
+        room = sessions - len(plan)
         number = len(plan) + 1
-        kind = _pick(chance, {"": 1000 - sum(FAULTS.values()), **FAULTS})
         if kind == "burst":
-            plan += [_session(chance, number + more, burst=True) for more in range(min(BURST, sessions - len(plan)))]
-            continue
-        if kind:
-            faults.append(Fault(number, kind, chance.random()))
-        plan.append(_session(chance, number, burst=False))
+            plan += [_session(chance, number + more, burst=True) for more in range(min(BURST, room))]
+        elif room:
+            if kind:
+                faults.append(Fault(number, kind, chance.random()))
+            plan.append(_session(chance, number, burst=False))
     return plan, faults
 
 
