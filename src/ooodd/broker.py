@@ -84,7 +84,6 @@ class Broker:
         self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
         self.clients: dict[int, Client] = {}
         self._journal = journal
-        self._notifier = notifier
         self._store = store
         self._reporter = Reporter(notifier, self.status_line)
         self._loop = asyncio.get_running_loop()
@@ -148,7 +147,7 @@ class Broker:
         draining = self._end is not End.STOP
         seconds = self.config.session.drain_timeout if draining else 0.0
         self._reporter.stopping()
-        self._notifier.notify(f"EXTEND_TIMEOUT_USEC={int((seconds + _STOP_LIMIT) * 1e6)}")
+        self._reporter.extend(seconds + _STOP_LIMIT)
         sessions, queued = self._count(State.BUSY), len(self.pool.queue)
         self._journal.log(messages.BROKER_STOPPING, sessions=sessions, queued=queued, seconds=seconds)
         if draining:
@@ -245,10 +244,6 @@ class Broker:
         self._do(probe)
         return None
 
-    def _take_in(self, client: Client) -> None:
-        self.clients[client.session] = client
-        self._begin(client)
-
     def _give_up(self, client: Client, number: int, why: str) -> None:
         self._journal.log(
             messages.SESSION_LOST, session=client.session, client=client.peer.name, worker=number, why=why
@@ -262,16 +257,16 @@ class Broker:
         try:
             for connection, peer in listeners.accept(listener):
                 self._store.marks.last_session += 1
-                client = Client(self._store.marks.last_session, connection, peer, time.monotonic())
-                self.clients[client.session] = client
-                self._begin(client)
+                self._take_in(Client(self._store.marks.last_session, connection, peer, time.monotonic()))
         except OSError as error:  # no descriptor or no memory left
             self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_ACCEPT_PAUSE)
             paused = list(self._accepting)
             self._accept_from([])
             self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, paused)
 
-    def _begin(self, client: Client) -> None:
+    def _take_in(self, client: Client) -> None:
+        """Begin to serve a client, in a task of its own."""
+        self.clients[client.session] = client
         task = asyncio.create_task(self._guard(client), name=f"session {client.session}")
         self._tasks.add(task)
         task.add_done_callback(partial(self._forget, client))
@@ -328,7 +323,7 @@ class Broker:
                 actions = self.pool.rejoin(client.session, place, time.monotonic())
             except NoDescriptorError:
                 self._do(self.pool.give_back(turn, client.session, time.monotonic()))
-                actions = [self.pool.turn_away(client.session, Reason.NO_DESCRIPTOR)]
+                actions = self.pool.turn_away(client.session, Reason.NO_DESCRIPTOR)
         if turn is None or client.office is None:
             await self._tell(client)
             return False

@@ -175,7 +175,7 @@ class Forwarding:
     def _check_half_closed(self) -> None:
         """Give the office up if it has said nothing more for so long, and wait on if it has."""
         left = self._to_client.moved + self._limits.grace - time.monotonic()
-        if left > 0 and self._limits.grace > 0:
+        if left > 0:
             self._set_timer("gone", left, self._check_half_closed)
         else:
             self._finish(False)  # noqa: FBT003

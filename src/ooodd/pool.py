@@ -16,7 +16,8 @@ Times are seconds of any monotonic clock, the same in all calls. Every event end
 due; `deadline` tells when something will be due next, if nothing else happens before.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
@@ -219,13 +220,12 @@ class Pool:
     @property
     def closed(self) -> bool:
         """Whether nothing is left running after `close`."""
-        return self.closing and all(worker.state in (State.STOPPED, State.FAILED) for worker in self.workers.values())
+        return self.closing and self._at_rest
 
     @property
     def unused(self) -> bool:
         """Whether nothing runs, nothing is needed and nobody has come for `idle_timeout`."""
-        running = any(worker.state in ALIVE or worker.state is State.STOPPING for worker in self.workers.values())
-        return not running and not self._needed(self._settled) and not self._in_use(self._settled)
+        return self._at_rest and not self._needed(self._settled) and not self._in_use(self._settled)
 
     def tick(self, now: float, still: Mapping[int, float] | None = None) -> list[Action]:
         """Do what is due; call it at `deadline`.
@@ -262,9 +262,9 @@ class Pool:
         self.queue.add_first(client, place)
         return self._settle(now)
 
-    def turn_away(self, client: int, reason: Reason) -> Refuse:
+    def turn_away(self, client: int, reason: Reason) -> list[Action]:
         """Refuse a client for a reason that the pool can't know."""
-        return self._refuse(client, reason)
+        return [self._refuse(client, reason)]
 
     def leave(self, client: int, now: float) -> list[Action]:
         """Forget a client that is gone, wherever it was; a worker that it had not released is recycled."""
@@ -300,7 +300,7 @@ class Pool:
         self._failures += 1
         self._hold_until = now + self._back_off(self._failures)
         actions = self._stop(worker, now, Reason.NOT_STARTED, detail)
-        if not self._any(IN_SERVICE) and now - self._failing_since >= TROUBLE:
+        if not self._number(IN_SERVICE) and now - self._failing_since >= TROUBLE:
             self.trouble = detail
             actions += [self._refuse(client, Reason.NO_OFFICE) for client in list(self.queue)]
         return actions + self._settle(now)
@@ -470,16 +470,18 @@ class Pool:
 
     def _staff(self, now: float) -> Iterator[Start]:
         """Start what is missing, as fast as the CPUs carry; what failed is tried again in its own time."""
-        if now < self._hold_until and not self._any(IN_SERVICE):
+        if now < self._hold_until and not self._number(IN_SERVICE):
             return
-        alive = sum(self._counts(worker, now) for worker in self.workers.values())
-        running = sum(worker.state in ALIVE for worker in self.workers.values())
-        starting = sum(worker.state is State.STARTING for worker in self.workers.values())
-        room = min(self._needed(now) - alive, self.limits.workers - running, self.limits.starts - starting)
+        missing = self._needed(now) - sum(self._counts(worker, now) for worker in self.workers.values())
+        room = min(
+            missing,
+            self.limits.workers - self._number(ALIVE),
+            self.limits.starts - self._number({State.STARTING}),
+        )
         for worker in [worker for worker in self.workers.values() if self._is_startable(worker, now)][: max(0, room)]:
             self._move(worker, Event.START, now)
             yield Start(worker.id)
-        if self._needed(now) <= alive:
+        if missing <= 0:
             self._let_rest(now)
 
     def _let_rest(self, now: float) -> None:
@@ -496,7 +498,7 @@ class Pool:
         """Stop what is not needed, replace what is too old, probe what has not been asked for long."""
         limits = self.limits
         idle = sorted((w for w in self.workers.values() if w.state is State.IDLE), key=lambda worker: worker.used)
-        surplus = sum(worker.state in ALIVE for worker in self.workers.values()) - self._needed(now)
+        surplus = self._number(ALIVE) - self._needed(now)
         for worker in idle:
             unneeded = limits.idle_timeout is not None and worker.used + limits.idle_timeout <= now
             if worker.id > limits.workers or (unneeded and surplus > 0):
@@ -544,7 +546,7 @@ class Pool:
         too_big = limits.max_memory is not None and memory > limits.max_memory
         if not too_big and not self._is_old(worker, now):
             return None
-        on_their_way = self._any({State.STARTING, State.STOPPING})
+        on_their_way = self._number({State.STARTING, State.STOPPING})
         if self.queue and on_their_way:  # one at a time while clients wait
             return None
         return Reason.TOO_BIG if too_big else Reason.TOO_OLD
@@ -610,8 +612,13 @@ class Pool:
         elif reason is Reason.DIRTY:
             self.totals.dirty += 1
 
-    def _any(self, states: Iterable[State]) -> bool:
-        return any(worker.state in states for worker in self.workers.values())
+    def _number(self, states: AbstractSet[State]) -> int:
+        return sum(worker.state in states for worker in self.workers.values())
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether nothing runs, nor is about to start or to stop."""
+        return self._number({State.STOPPED, State.FAILED}) == len(self.workers)
 
     def _draw_uses(self) -> int:
         jitter = self.limits.max_uses_jitter

@@ -19,7 +19,7 @@ import psutil
 from ooodd.actions import Reason
 from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError, describe
 from ooodd.peer import credentials
-from ooodd.probe import Findings, Probe
+from ooodd.urp import Findings, Probe
 
 _Result = TypeVar("_Result")
 

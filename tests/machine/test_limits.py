@@ -230,7 +230,7 @@ def test_an_office_that_works_on_for_a_client_that_has_closed_is_replaced(servic
     busy = [worker["pid"] for worker in service.workers() if worker["client"]]
     out, _ = client.communicate(timeout=PATIENCE)
     client.release()
-    print(f"the client heard after {time.monotonic() - began:.1f} s: {out.splitlines()[-1]}")
+    print(f"the client heard after {time.monotonic() - began:.1f} s: {out.splitlines()[-1:]}")
     assert service.serves() not in busy
     until(lambda: sum(service.totals()[name] for name in ("hung", "dirty")) >= 1, PATIENCE, "the office to be replaced")
     print(service.totals())
