@@ -232,5 +232,5 @@ def test_an_office_that_works_on_for_a_client_that_has_closed_is_replaced(servic
     client.release()
     print(f"the client heard after {time.monotonic() - began:.1f} s: {out.splitlines()[-1:]}")
     assert service.serves() not in busy
-    until(lambda: sum(service.totals()[name] for name in ("hung", "dirty")) >= 1, PATIENCE, "the office to be replaced")
+    until(lambda: sum(service.totals()[name] for name in ("hung", "dirty")) == 1, PATIENCE, "the office to be replaced")
     print(service.totals())
