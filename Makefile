@@ -24,7 +24,7 @@ deb: ## Build dist/ooodd_*.deb from the work tree as it is
 
 .PHONY: demo
 demo: test-tools deb ## Install the package on a throwaway machine and convert real documents through port 2002
-	tests/machine/demo
+	PYTHONPATH=src tests/machine/demo
 
 .PHONY: test
 test: test-tools deb ## Run every test
