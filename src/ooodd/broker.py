@@ -18,6 +18,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, astuple
 from enum import StrEnum
 from functools import partial
@@ -193,10 +194,11 @@ class Broker:
 
         The sockets are the broker's from now on. Sessions go on where no byte was in the earlier broker's memory.
         """
-        if not left and not running:
-            return
         now = time.monotonic()
         sessions, waiting = clients_left(left)
+        self._tell_of_the_lost({client.session for client in (*sessions.values(), *waiting)})
+        if not left and not running:
+            return
         self._count_the_dead(running)
         verdicts = {
             number: self._adopt_office(number, office, sessions.pop(number, None), now)
@@ -211,6 +213,13 @@ class Broker:
             self._take_in(client)
         busy = self._count(State.BUSY)
         self._journal.log(messages.BROKER_TAKES_OVER, workers=len(running), sessions=busy, queued=len(waiting))
+
+    def _tell_of_the_lost(self, kept: AbstractSet[int]) -> None:
+        """Tell of the client that the earlier broker had accepted, but not kept yet, when it was killed."""
+        session, name = self._store.marks.accepted
+        if session and session not in kept:
+            self._journal.log(messages.CLIENT_LOST, session=session, client=name)
+        self._store.marks.accepted = 0, ""
 
     def _count_the_dead(self, running: Mapping[int, Office]) -> None:
         """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped."""
@@ -256,8 +265,14 @@ class Broker:
     def _accept(self, listener: socket.socket) -> None:
         try:
             for connection, peer in listeners.accept(listener):
-                self._store.marks.last_session += 1
-                self._take_in(Client(self._store.marks.last_session, connection, peer, time.monotonic()))
+                marks = self._store.marks
+                session = marks.last_session = marks.last_session + 1
+                marks.accepted = session, peer.name
+                client = Client(session, connection, peer, time.monotonic())
+                if self.pool.has_room(peer.host) and is_opening(client.opening()):
+                    self._keep_waiting(client)  # before anything else: until then it is lost if we are killed
+                marks.accepted = 0, ""
+                self._take_in(client)
         except OSError as error:  # no descriptor or no memory left
             self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_ACCEPT_PAUSE)
             paused = list(self._accepting)
@@ -345,8 +360,7 @@ class Broker:
         self._do(actions)
         if not client.turn.done():
             self._departures.watch(client.connection, partial(self._left, client))
-            if len(self.pool.queue) <= _MOST_KEPT:
-                self._keep(client, f"waiting-{client.session}", client.connection)
+            self._keep_waiting(client)
         try:
             return await client.turn
         finally:
@@ -462,6 +476,10 @@ class Broker:
             self._store.keep(name, *sockets)
             if before:
                 self._store.drop(before)
+
+    def _keep_waiting(self, client: Client) -> None:
+        if len(self.pool.queue) <= _MOST_KEPT:
+            self._keep(client, f"waiting-{client.session}", client.connection)
 
     def _let_go(self, client: Client) -> None:
         """Let the client outlive us no more."""

@@ -93,6 +93,11 @@ CLIENT_LEFT = Message(
 CLIENT_REFUSED = Message(
     "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {seconds:.1f} s: {text}"
 )
+CLIENT_LOST = Message(
+    "cf85556e8fe74203949c57f5344e48ab",
+    Priority.WARNING,
+    "{client} lost: the ooodd before ended in the very moment in which it accepted it",
+)
 SESSION_BEGIN = Message(
     "836660fcf22f409489eb33b97d46664d",
     Priority.INFO,

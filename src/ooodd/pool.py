@@ -254,6 +254,10 @@ class Pool:
         self.queue.add(client, Waiting(now, host))
         return self._settle(now)
 
+    def has_room(self, host: str) -> bool:
+        """Whether a client of that host that joined now would not be refused."""
+        return self._objection(host) is None
+
     def rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
         """Queue a client again whose worker turned out lost before it got a byte; it keeps its place, the first."""
         self.totals.sessions -= 1

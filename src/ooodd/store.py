@@ -33,6 +33,9 @@ _HEADER_SIZE = 128
 _TOTALS = struct.Struct("6Q")
 _TOTALS_AT = 16
 _LAST_SESSION_AT = _TOTALS_AT + _TOTALS.size
+# The longest name is that of an IPv6 client, 47 characters.
+_ACCEPTED = struct.Struct("Q48s")
+_ACCEPTED_AT = _LAST_SESSION_AT + 8
 _SLOT_SIZE = 32
 _SIZE = _HEADER_SIZE + MOST_WORKERS * _SLOT_SIZE
 _TO_OFFICE, _TO_CLIENT, _LEASED, _DOOMED, _USES, _MAX_USES, _PID, _SINCE = 0, 1, 2, 3, 4, 8, 12, 16
@@ -167,6 +170,17 @@ class Marks:
     @last_session.setter
     def last_session(self, number: int) -> None:
         _U64.pack_into(self.memory, _LAST_SESSION_AT, number)
+
+    @property
+    def accepted(self) -> tuple[int, str]:
+        """The client, by session and name, that was accepted and is not taken care of yet; 0 if there is none."""
+        session, name = _ACCEPTED.unpack_from(self.memory, _ACCEPTED_AT)
+        return session, name.rstrip(b"\0").decode("ascii", "replace")
+
+    @accepted.setter
+    def accepted(self, client: tuple[int, str]) -> None:
+        session, name = client
+        _ACCEPTED.pack_into(self.memory, _ACCEPTED_AT, session, name.encode("ascii", "replace"))
 
     def close(self) -> None:
         """Let the memory go; slots can't be used any more."""

@@ -13,8 +13,9 @@
 - half-block: half of a good first block, then silence.
 - never-reads: a good handshake, then good requests without end, whose answers it leaves in the socket.
 
-Ends by itself after --seconds at the latest (default 10), or --bytes sent (default 1 GiB). One line of JSON tells
-what it saw: bytes sent, bytes received, how it ended ("eof", "reset", "timeout", "done", "refused"), seconds.
+Ends by itself after --seconds at the latest (default 10), or --bytes sent (default 1 GiB). A line of JSON tells at the
+end what it saw: bytes sent, bytes received, how it ended ("eof", "reset", "timeout", "done", "refused"), seconds. A
+line before it, {"step": "stalled"}, tells if the other side took nothing for a second.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 CHUNK = 1 << 16
+STALL = 1.0
+"""For how long the other side may take nothing before that is told, in seconds."""
 PROTOCOL_TYPE = b"com.sun.star.bridge.XProtocolProperties"
 PROTOCOL_OID = b"UrpProtocolProperties"
 FIRST_MESSAGE = b"".join(
@@ -97,15 +100,29 @@ class Client:
         self.deadline = time.monotonic() + seconds
         self.limit = limit
         self.promise = promise
+        self.stalled = False
 
     def send(self, data: bytes) -> None:
         """Send some bytes, or as many of them as the other side takes before the deadline."""
         view = memoryview(data)
         while view:
-            self.connection.settimeout(max(0.001, self.deadline - time.monotonic()))
-            count = self.connection.send(view)
+            left = max(0.001, self.deadline - time.monotonic())
+            self.connection.settimeout(min(left, STALL))
+            try:
+                count = self.connection.send(view)
+            except TimeoutError:
+                if left <= STALL:
+                    raise
+                self.tell_stalled()
+                continue
             self.outcome.sent += count
             view = view[count:]
+
+    def tell_stalled(self) -> None:
+        """Say once that the other side takes nothing."""
+        if not self.stalled:
+            self.stalled = True
+            print(json.dumps({"step": "stalled", "sent": self.outcome.sent}), flush=True)
 
     def read_to_end(self) -> None:
         """Read until the other side closes."""

@@ -171,6 +171,8 @@ class Audit:
         match told.kind:
             case "SESSION_LOST":
                 return f"lost with the broker: {told.text.split(': ')[-1]}"
+            case "CLIENT_LOST":
+                return "lost with the broker: it had just been accepted"
             case "CLIENT_LEFT":
                 return "left the queue"
             case "CLIENT_REFUSED" if session["whose"] == "own":

@@ -457,6 +457,23 @@ async def test_who_left_the_queue_while_no_broker_ran_is_dropped() -> None:
         assert await echoes(busy)
 
 
+async def test_a_client_that_was_just_accepted_is_kept_or_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with machine(ONE) as it, it.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Broker, "_keep_waiting", lambda *_: it.kill())
+            await client.send(OPENING)
+            await it.until(lambda: it._dying)
+        await it.bury()
+        await it.begin()
+        assert await client.ended()
+        name = "{}:{}".format(*client.socket.getsockname())
+        assert await it.journal.wait_for(messages.CLIENT_LOST) == {"session": 1, "client": name}
+        it.kill()
+        await it.bury()
+        await it.begin()
+        assert it.journal.count(messages.CLIENT_LOST) == 0
+
+
 async def test_silent_clients_are_closed() -> None:
     async with machine() as it, it.client() as silent, it.client() as half:
         await half.send(OPENING[:5])
@@ -801,7 +818,7 @@ class Death:
         self.it = it
         self.line = line
         self.lines = 0
-        self.where = ""
+        self.where = self.function = ""
         self.happened = asyncio.Event()
         self._visits: Counter[str] = Counter()
 
@@ -816,7 +833,7 @@ class Death:
                 return self.step
             self.lines += 1
             if self.lines == self.line:
-                self.where = place
+                self.where, self.function = place, frame.f_code.co_name
                 self.it.kill()
                 self.happened.set()
                 names = [each.f_code.co_name for each in _stack(frame)]
@@ -868,6 +885,7 @@ class Story:
 async def live_and_die(line: int | None) -> Death:
     """Let a broker die at a line of that story, and see that the next one makes the best of it."""
     async with machine(ONE, keep=SystemdKeep()) as it:
+        it.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)  # as ooodd.socket does
         await it.settled(State.IDLE)
         offices = set(it.fake.offices.values())
         story = Story(it)
@@ -894,6 +912,9 @@ async def live_and_die(line: int | None) -> Death:
         # A client is cut off only if it wasn't in the store, or if bytes of it may be lost.
         spared = {name.split("-")[1] for name in stored} - {str(session) for session in lost}
         assert len(cut) <= 2 - len(spared), death.where
+        # And the journal tells of it, unless the kill came just before the mark that it was accepted.
+        told = it.journal.count(messages.SESSION_LOST) + it.journal.count(messages.CLIENT_LOST)
+        assert len(cut) <= told or death.function in ("accepted", "last_session"), death.where
         sessions = [session for office in offices for session in office.sessions]
         assert all(any(said.startswith(session) for said in story.said) for session in sessions), death.where
         assert all(sessions.count(story.said[number]) == 1 for number in {0, 1} - set(cut)), death.where

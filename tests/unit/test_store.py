@@ -240,6 +240,7 @@ def test_marks_come_back(it: World) -> None:
     slot.memory[slot.to_office_index] = 1
     it.store.marks.totals = (1, 2, 3, 4, 5, 2**63)
     it.store.marks.last_session = 2**40
+    it.store.marks.accepted = 2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
     del slot
     it.restart()
     slot = it.store.marks.slot(3)
@@ -247,6 +248,7 @@ def test_marks_come_back(it: World) -> None:
     assert (slot.holding_to_office, slot.holding_to_client) == (True, False)
     assert it.store.marks.totals == (1, 2, 3, 4, 5, 2**63)
     assert it.store.marks.last_session == 2**40
+    assert it.store.marks.accepted == (2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535")
 
 
 def _grow(fd: int) -> None:
