@@ -181,6 +181,11 @@ class Broker:
         if self._due is not None:
             self._due.cancel()
 
+    def _survive(self, where: str, error: Exception) -> None:
+        """Tell of an error of ours that ends nothing more than what it happened to; with all there is to find it by."""
+        self._journal.log(messages.INTERNAL_ERROR, where=where, error=describe(error))
+        self._loop.default_exception_handler({"message": where, "exception": error})
+
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Wait until it holds; what may change that sets `_news`."""
         while not holds():
@@ -199,7 +204,7 @@ class Broker:
         self._tell_of_the_lost({client.session for client in (*sessions.values(), *waiting)})
         if not left and not running:
             return
-        self._count_the_dead(running)
+        self._correct_the_counts(running, {client.session for client in waiting})
         verdicts = {
             number: self._adopt_office(number, office, sessions.pop(number, None), now)
             for number, office in sorted(running.items())
@@ -221,10 +226,15 @@ class Broker:
             self._journal.log(messages.CLIENT_LOST, session=session, client=name)
         self._store.marks.accepted = 0, ""
 
-    def _count_the_dead(self, running: Mapping[int, Office]) -> None:
-        """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped."""
+    def _correct_the_counts(self, running: Mapping[int, Office], waiting: AbstractSet[int]) -> None:
+        """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped.
+
+        And count the sessions once that had been leased a worker, but had not begun yet: they are to be leased one again.
+        """
         for number in range(1, MOST_WORKERS + 1):
             slot = self._store.marks.slot(number)
+            if slot.client in waiting and not slot.doomed:
+                self.pool.totals.sessions -= 1
             alive = number in running and running[number].pid == slot.pid
             if slot.pid and not alive:
                 if not slot.doomed:
@@ -248,7 +258,7 @@ class Broker:
         probe = self.pool.adopt(number, now, before)
         if not ready:
             return Verdict(Reason.NOT_NEEDED, "it was about to start")
-        if slot.leased or slot.doomed:
+        if slot.client or slot.doomed:
             return Verdict(Reason.ADOPTED)
         self._do(probe)
         return None
@@ -302,7 +312,7 @@ class Broker:
         try:
             await self._serve(client)
         except Exception as error:  # noqa: BLE001 - the last resort
-            self._journal.log(messages.INTERNAL_ERROR, where=f"session {client.session}", error=describe(error))
+            self._survive(f"session {client.session}", error)
 
     async def _serve(self, client: Client) -> None:
         """One client's life. One that was adopted goes on where it was."""
@@ -337,7 +347,9 @@ class Broker:
                 self.worker_lost(turn, Reason.CRASHED, str(error))
                 actions = self.pool.rejoin(client.session, place, time.monotonic())
             except NoDescriptorError:
-                self._do(self.pool.give_back(turn, client.session, time.monotonic()))
+                back = self.pool.give_back(turn, client.session, time.monotonic())
+                self._mark(turn)
+                self._do(back)
                 actions = self.pool.turn_away(client.session, Reason.NO_DESCRIPTOR)
         if turn is None or client.office is None:
             await self._tell(client)
@@ -547,28 +559,34 @@ class Broker:
     # What the pool decided
 
     def _do(self, actions: Iterable[Action]) -> None:
+        self._store.marks.totals = astuple(self.pool.totals)  # close to the mark of a lease, which is counted with it
         for action in actions:
-            match action:
-                case Start(number):
-                    self.keeper.start(number)
-                case Stop(number, reason, detail):
-                    self._tell_why(number, reason, detail)
-                    self._store.marks.slot(number).doomed = True
-                    self.keeper.stop(number)
-                case Probe(number):
-                    self.keeper.probe(number)
-                case Lease(number, session):
-                    self._mark(number)
-                    self._take_turn(session, number)
-                case Break(_, session):
-                    self._break(self.clients[session])
-                case Refuse(session, reason):
-                    self._refuse(self.clients[session], reason)
-        self._store.marks.totals = astuple(self.pool.totals)
+            try:
+                self._carry_out(action)
+            except Exception as error:  # noqa: BLE001 - ours, and no reason to leave the others undone
+                self._survive(str(action), error)
         self._reporter.changed()
         self._set_timer()
         self._end_if_unused()
         self._news.set()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Start(number):
+                self.keeper.start(number)
+            case Stop(number, reason, detail):
+                self._tell_why(number, reason, detail)
+                self._store.marks.slot(number).doomed = True
+                self.keeper.stop(number)
+            case Probe(number):
+                self.keeper.probe(number)
+            case Lease(number, session):
+                self._mark(number)
+                self._take_turn(session, number)
+            case Break(_, session):
+                self._break(self.clients[session])
+            case Refuse(session, reason):
+                self._refuse(self.clients[session], reason)
 
     def _tell_why(self, number: int, reason: Reason, detail: str) -> None:
         if reason is Reason.NOT_STARTED:
@@ -601,7 +619,7 @@ class Broker:
         """Note about a worker what the next broker has to know of it, if this one is killed."""
         worker, slot = self.pool.workers[number], self._store.marks.slot(number)
         slot.pid = self.keeper.office(number).pid
-        slot.leased = worker.client is not None
+        slot.client = worker.client or 0
         slot.uses, slot.max_uses, slot.since = worker.uses, worker.max_uses, worker.started
 
     def _set_timer(self) -> None:

@@ -28,7 +28,7 @@ _MARKS = "marks"
 MOST_WORKERS = 1000
 
 # The layout of the marks; whoever changes it changes the magic. Native sizes: it never leaves the machine.
-_MAGIC = b"ooodd\0\0\1"
+_MAGIC = b"ooodd\0\0\2"
 _HEADER_SIZE = 128
 _TOTALS = struct.Struct("6Q")
 _TOTALS_AT = 16
@@ -38,7 +38,7 @@ _ACCEPTED = struct.Struct("Q48s")
 _ACCEPTED_AT = _LAST_SESSION_AT + 8
 _SLOT_SIZE = 32
 _SIZE = _HEADER_SIZE + MOST_WORKERS * _SLOT_SIZE
-_TO_OFFICE, _TO_CLIENT, _LEASED, _DOOMED, _USES, _MAX_USES, _PID, _SINCE = 0, 1, 2, 3, 4, 8, 12, 16
+_TO_OFFICE, _TO_CLIENT, _DOOMED, _USES, _MAX_USES, _PID, _SINCE, _CLIENT = 0, 1, 2, 4, 8, 12, 16, 24
 _U32, _U64, _F64 = struct.Struct("I"), struct.Struct("Q"), struct.Struct("d")
 
 
@@ -70,15 +70,6 @@ class Slot:
     @holding_to_client.setter
     def holding_to_client(self, value: bool) -> None:
         self.memory[self.to_client_index] = value
-
-    @property
-    def leased(self) -> bool:
-        """Whether a client has the worker, or has had it and it is not inspected yet."""
-        return bool(self.memory[self._at + _LEASED])
-
-    @leased.setter
-    def leased(self, value: bool) -> None:
-        self.memory[self._at + _LEASED] = value
 
     @property
     def doomed(self) -> bool:
@@ -125,6 +116,15 @@ class Slot:
     @since.setter
     def since(self, value: float) -> None:
         _F64.pack_into(self.memory, self._at + _SINCE, value)
+
+    @property
+    def client(self) -> int:
+        """The session that has the worker, or has had it and the worker is not inspected yet; 0 for none."""
+        return self._get(_U64, _CLIENT)
+
+    @client.setter
+    def client(self, value: int) -> None:
+        _U64.pack_into(self.memory, self._at + _CLIENT, value)
 
     def clear(self) -> None:
         """Forget the worker."""

@@ -21,6 +21,7 @@ from ooodd.listeners import listen
 from ooodd.pool import State
 from ooodd.store import NoStore
 from ooodd.urp import OPENING_SIZE
+from ooodd.worker import Keeper
 
 HELLO = GREETING + OPENING
 # A call that wants a reply, and which the fake office's echo doesn't answer as one.
@@ -524,6 +525,24 @@ async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch
         assert await other.receive(4) == b"fine"
         async with it.client() as client:
             assert await client.open() == HELLO
+
+
+async def test_an_error_of_ours_leaves_no_action_of_the_pool_undone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = Keeper.start
+
+    def fail_one(keeper: Keeper, number: int) -> None:
+        if number == 1:
+            raise RuntimeError
+        start(keeper, number)
+
+    monkeypatch.setattr(Keeper, "start", fail_one)
+    async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as client:
+        await it.settled(State.STARTING, State.IDLE)
+        assert it.journal.count(messages.INTERNAL_ERROR) == 1
+        assert "in fail_one" in caplog.text
+        assert await client.open() == HELLO
 
 
 async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:

@@ -236,7 +236,7 @@ def test_any_sequence_leaves_what_it_says(it: World) -> None:
 
 def test_marks_come_back(it: World) -> None:
     slot = it.store.marks.slot(3)
-    slot.pid, slot.uses, slot.max_uses, slot.since, slot.leased = 4_000_000, 9, 13, 12345.678, True
+    slot.pid, slot.uses, slot.max_uses, slot.since, slot.client = 4_000_000, 9, 13, 12345.678, 2**40
     slot.memory[slot.to_office_index] = 1
     it.store.marks.totals = (1, 2, 3, 4, 5, 2**63)
     it.store.marks.last_session = 2**40
@@ -244,7 +244,7 @@ def test_marks_come_back(it: World) -> None:
     del slot
     it.restart()
     slot = it.store.marks.slot(3)
-    assert (slot.pid, slot.uses, slot.max_uses, slot.since, slot.leased) == (4_000_000, 9, 13, 12345.678, True)
+    assert (slot.pid, slot.uses, slot.max_uses, slot.since, slot.client) == (4_000_000, 9, 13, 12345.678, 2**40)
     assert (slot.holding_to_office, slot.holding_to_client) == (True, False)
     assert it.store.marks.totals == (1, 2, 3, 4, 5, 2**63)
     assert it.store.marks.last_session == 2**40
@@ -280,17 +280,18 @@ def test_slots_are_apart() -> None:
     marks = Marks()
     for number in range(1, MOST_WORKERS + 1):
         slot = marks.slot(number)
-        slot.pid = slot.uses = slot.max_uses = number
+        slot.pid = slot.uses = slot.max_uses = slot.client = number
         slot.since = float(number)
-        slot.leased = slot.holding_to_office = slot.holding_to_client = number % 2 == 0
+        slot.doomed = slot.holding_to_office = slot.holding_to_client = number % 2 == 0
     marks.slot(5).clear()
     assert marks.totals == (0, 0, 0, 0, 0, 0)
     assert marks.last_session == 0
     for number in range(1, MOST_WORKERS + 1):
         slot = marks.slot(number)
         expected = 0 if number == 5 else number
-        assert (slot.pid, slot.uses, slot.max_uses, slot.since) == (expected, expected, expected, float(expected))
-        assert slot.leased == slot.holding_to_office == slot.holding_to_client == (number % 2 == 0)
+        assert (slot.pid, slot.uses, slot.max_uses, slot.client) == (expected, expected, expected, expected)
+        assert slot.since == float(expected)
+        assert slot.doomed == slot.holding_to_office == slot.holding_to_client == (number % 2 == 0)
 
 
 @pytest.mark.parametrize("number", [-1, 0, MOST_WORKERS + 1])
