@@ -229,7 +229,7 @@ class Broker:
     def _correct_the_counts(self, running: Mapping[int, Office], waiting: AbstractSet[int]) -> None:
         """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped.
 
-        And count the sessions once that had been leased a worker, but had not begun yet: they are to be leased one again.
+        And count the sessions once that had been leased a worker, but had not begun: they are to be leased one again.
         """
         for number in range(1, MOST_WORKERS + 1):
             slot = self._store.marks.slot(number)
