@@ -336,9 +336,11 @@ class Broker:
 
     async def _lease(self, client: Client) -> bool:
         """Queue until there is a worker that can be reached; False for a client that was refused or has left."""
-        place = Waiting(time.monotonic(), client.peer.host)
-        join = self.pool.adopt_client if client.adopted else self.pool.join
-        actions: Iterable[Action] = join(client.session, place.joined, place.host)
+        place, now = Waiting(client.since, client.peer.host), time.monotonic()
+        if client.adopted:
+            actions = self.pool.adopt_client(client.session, place, now)
+        else:
+            actions = self.pool.join(client.session, now, place.host)
         while (turn := await self._queue(client, actions)) is not None:
             try:
                 client.office = self.keeper.office(turn).connect()
@@ -355,14 +357,15 @@ class Broker:
             await self._tell(client)
             return False
         client.worker = turn
+        client.since = time.monotonic()
         client.adopted = client.broken = False
-        self._keep(client, f"session-{client.session}-{turn}", client.connection, client.office)
+        self._keep(client, client.session_name(), client.connection, client.office)
         self._journal.log(
             messages.SESSION_BEGIN,
             session=client.session,
             client=client.peer.name,
             worker=turn,
-            seconds=time.monotonic() - place.joined,
+            seconds=client.since - place.joined,
         )
         return True
 
@@ -390,11 +393,11 @@ class Broker:
         """Let client and office talk until the office lets go. Ends both connections."""
         assert client.office is not None
         assert client.worker is not None
-        began = time.monotonic()
         slot = self._store.marks.slot(client.worker)
         holding = Holding(slot.memory, slot.to_office_index, slot.to_client_index)
         client.hear_every_byte()
-        client.forwarding = Forwarding(client.connection, client.office, self._session_limits(), holding)
+        limits = self._session_limits()
+        client.forwarding = Forwarding(client.connection, client.office, limits, holding, client.since)
         if client.broken:
             client.forwarding.office_lost()
         ended = await client.forwarding.run()
@@ -407,7 +410,7 @@ class Broker:
             worker=client.worker,
             client=client.peer.name,
             by=f"{ended.by}: {ended.limit}" if ended.limit else ended.by,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - client.since,
             to_office=ended.to_office,
             to_client=ended.to_client,
         )
@@ -461,6 +464,7 @@ class Broker:
         await client.speaks()
         if self._silent.pop(client.session, None) is None:  # hung up on meanwhile, though its bytes came yet
             return b""
+        client.since = time.monotonic()
         return client.opening()
 
     def _hang_up_on_the_most_silent(self) -> None:
@@ -491,7 +495,7 @@ class Broker:
 
     def _keep_waiting(self, client: Client) -> None:
         if len(self.pool.queue) <= _MOST_KEPT:
-            self._keep(client, f"waiting-{client.session}", client.connection)
+            self._keep(client, client.waiting_name(), client.connection)
 
     def _let_go(self, client: Client) -> None:
         """Let the client outlive us no more."""
@@ -618,8 +622,8 @@ class Broker:
     def _mark(self, number: int) -> None:
         """Note about a worker what the next broker has to know of it, if this one is killed."""
         worker, slot = self.pool.workers[number], self._store.marks.slot(number)
-        slot.pid = self.keeper.office(number).pid
         slot.client = worker.client or 0
+        slot.pid = self.keeper.office(number).pid
         slot.uses, slot.max_uses, slot.since = worker.uses, worker.max_uses, worker.started
 
     def _set_timer(self) -> None:

@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ class Client:
     session: int
     connection: socket.socket
     peer: Peer
+    # Since when it has been silent, has waited, or has had its office, as `time.monotonic` tells it to any process.
     since: float
     # While it waits: gets the number of its worker, or None if it is to go without.
     turn: "asyncio.Future[int | None] | None" = None
@@ -39,6 +39,14 @@ class Client:
     stored: str = ""
     # It had its worker, or its place in the queue, from a broker before this one.
     adopted: bool = False
+
+    def waiting_name(self) -> str:
+        """Return what the store is to call it while it waits; `clients_left` reads that."""
+        return f"waiting-{self.session}-{self.since * 1000:.0f}"
+
+    def session_name(self) -> str:
+        """Return what the store is to call it, with its office, while it has one; `clients_left` reads that."""
+        return f"session-{self.session}-{self.worker}-{self.since * 1000:.0f}"
 
     def opening(self) -> bytes:
         """Look at the first bytes, which stay in the socket; none if nothing has come, or nothing will."""
@@ -111,12 +119,12 @@ def clients_left(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int,
     waiting: dict[int, Client] = {}
     for name, sockets in left.items():
         match name.split("-"), sockets:
-            case ["session", session, worker], [connection, office]:
-                client = _adopted(name, int(session), connection)
+            case ["session", session, worker, since], [connection, office]:
+                client = _adopted(name, int(session), connection, int(since))
                 client.office, client.worker = office, int(worker)
                 sessions[int(worker)] = client
-            case ["waiting", session], [connection]:
-                waiting[int(session)] = _adopted(name, int(session), connection)
+            case ["waiting", session, since], [connection]:
+                waiting[int(session)] = _adopted(name, int(session), connection, int(since))
             case _:
                 for connection in sockets:
                     connection.close()
@@ -126,5 +134,5 @@ def clients_left(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int,
     return sessions, [waiting[session] for session in sorted(waiting)]
 
 
-def _adopted(name: str, session: int, connection: socket.socket) -> Client:
-    return Client(session, connection, peer(connection), time.monotonic(), stored=name, adopted=True)
+def _adopted(name: str, session: int, connection: socket.socket, since: int) -> Client:
+    return Client(session, connection, peer(connection), since / 1000, stored=name, adopted=True)

@@ -84,13 +84,19 @@ class Forwarding:
     """One session's forwarding. Both sockets must not block; they stay the caller's to close."""
 
     def __init__(
-        self, client: socket.socket, office: socket.socket, limits: SessionLimits, holding: Holding | None = None
+        self,
+        client: socket.socket,
+        office: socket.socket,
+        limits: SessionLimits,
+        holding: Holding | None = None,
+        began: float | None = None,
     ) -> None:
-        """Prepare; `run` does it."""
+        """Prepare; `run` does it. The session began just now, or when `time.monotonic` was `began`."""
         # So a whole chunk is taken at once, while the office reads the one before. wmem_max limits it, see socket(7).
         office.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * CHUNK_SIZE)
         self._loop = asyncio.get_running_loop()
         self._limits = limits
+        self._began = time.monotonic() if began is None else began
         self._calls = Calls()
         marks = holding or Holding()
         self._to_office = _Direction(self._loop, client, office, (marks.memory, marks.to_office), self._calls.to_office)
@@ -111,7 +117,8 @@ class Forwarding:
             self._to_office.start()
             self._to_client.start()
             if self._limits.timeout is not None:
-                self._set_timer("limit", self._limits.timeout, self._exceed, "timeout", self._limits.timeout)
+                left = max(0.0, self._began + self._limits.timeout - time.monotonic())
+                self._set_timer("limit", left, self._exceed, "timeout", self._limits.timeout)
             if self._limits.idle_timeout is not None:
                 self._set_timer("idle", self._limits.idle_timeout, self._check_idle, self._limits.idle_timeout)
             let_go = await self._done

@@ -188,13 +188,15 @@ class Pool:
     def open(self, now: float) -> list[Action]:
         """Begin: start the first workers."""
         self._used = now
+        for worker in self.workers.values():
+            worker.since = worker.since or now
         return self._settle(now)
 
     def reconfigure(self, limits: Limits, now: float) -> list[Action]:
         """Go by other limits from now on. No session ends; a worker that is too many goes when its client has gone."""
         self.limits = limits
         for number in range(1, limits.workers + 1):
-            self.workers.setdefault(number, Worker(number))
+            self.workers.setdefault(number, Worker(number, since=now))
         for worker in self.workers.values():
             worker.max_uses = self._draw_uses()
         return self._settle(now)
@@ -381,9 +383,9 @@ class Pool:
         worker.client, worker.host = holder
         return []
 
-    def adopt_client(self, client: int, now: float, host: str) -> list[Action]:
-        """Queue a client that waits already, after all that were adopted before it."""
-        self.queue.add(client, Waiting(now, host))
+    def adopt_client(self, client: int, place: Waiting, now: float) -> list[Action]:
+        """Queue a client that has its place already, after all that were adopted before it."""
+        self.queue.add(client, place)
         return self._settle(now)
 
     # What the events are made of

@@ -526,8 +526,8 @@ def test_what_another_broker_left_is_taken_over() -> None:
     assert it.adopt(1, 0.0, before, (7, "a")) == []
     assert it.adopt(2, 0.0, before) == [Probe(2)]
     assert it.adopt(5, 0.0, before, (8, "a")) == []
-    it.adopt_client(9, 0.0, "a")
-    it.adopt_client(10, 0.0, "b")
+    it.adopt_client(9, Waiting(0.0, "a"), 0.0)
+    it.adopt_client(10, Waiting(0.0, "b"), 0.0)
     assert it.open(0.0) == [], "with 5, which is one too many, there are as many as may be"
     assert it.probed(2, 0.1) == [Lease(2, 9)]
     assert serve(it, 1, 7, 1.0, Reason.ADOPTED) == [Stop(1, Reason.ADOPTED), Start(3)]
