@@ -18,23 +18,24 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import asdict, astuple
 from enum import StrEnum
 from functools import partial
 
 from ooodd import __version__, listeners, messages
 from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
-from ooodd.client import Client, clients_left
+from ooodd.adoption import Adoption
+from ooodd.client import Client
 from ooodd.config import Config
 from ooodd.departures import Departures
 from ooodd.errors import NoDescriptorError, WorkerLostError, describe
 from ooodd.forward import LINGER_LIMIT, Ended, Forwarding, Holding, SessionLimits, Side
 from ooodd.journal import Journal
+from ooodd.listeners import Acceptor, Peer
 from ooodd.notify import Notifier, Reporter
-from ooodd.pool import Limits, Pool, State, Totals, Worker
+from ooodd.pool import Limits, Pool, State, Totals
 from ooodd.queue import Waiting
-from ooodd.store import MOST_WORKERS, Store
+from ooodd.store import Store
 from ooodd.urp import OPENING_SIZE, is_opening
 from ooodd.worker import Keeper, Office, Supervisor, Verdict
 
@@ -47,8 +48,6 @@ _MOST_KEPT = 1500
 _EXIT_LIMIT = 0.5
 # An office whose session did not end in order is recycled in any case; so long it is asked whether it hangs.
 _DIAGNOSIS_LIMIT = 0.4
-# While no descriptor is left, the time to the next try to accept, in seconds.
-_ACCEPT_PAUSE = 1.0
 # How long a client may take to hear why it is refused, and a restarting broker to pass on what it holds, in seconds.
 _REFUSAL_LIMIT = 5.0
 _FREEZE_LIMIT = 2.0
@@ -91,7 +90,7 @@ class Broker:
         self._departures = Departures()
         self._silent: dict[int, Client] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting: list[socket.socket] = []
+        self._acceptor = Acceptor(journal, self._accept)
         self._due: asyncio.TimerHandle | None = None
         self._end: End | None = None
         self._ends_unused = False
@@ -111,7 +110,7 @@ class Broker:
         self._ends_unused = ends_unused
         try:
             self._do(self.pool.open(time.monotonic()))
-            self._accept_from(sockets)
+            self._acceptor.accept_from(sockets)
             names = ", ".join(map(listeners.name, sockets))
             self._journal.log(
                 messages.BROKER_READY, version=__version__, listeners=names, workers=self.config.pool.workers
@@ -139,7 +138,7 @@ class Broker:
 
     async def _wind_up(self) -> None:
         """End as asked. New clients wait in the socket from now on."""
-        self._accept_from([])
+        self._acceptor.accept_from([])
         for client in list(self._silent.values()):
             client.hang_up()
         if self._end is End.HAND_OVER:
@@ -171,7 +170,7 @@ class Broker:
 
     async def _leave_nothing(self) -> None:
         """Leave nothing on the loop, however `run` ends."""
-        self._accept_from([])
+        self._acceptor.accept_from([])
         self._reporter.close()
         for task in self._tasks:
             task.cancel()
@@ -192,102 +191,25 @@ class Broker:
             self._news.clear()
             await self._news.wait()
 
-    # What an earlier broker left
-
     def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
-        """Take over, before `run`, what the store has kept and the offices that run.
-
-        The sockets are the broker's from now on. Sessions go on where no byte was in the earlier broker's memory.
-        """
-        now = time.monotonic()
-        sessions, waiting = clients_left(left)
-        self._tell_of_the_lost({client.session for client in (*sessions.values(), *waiting)})
-        if not left and not running:
-            return
-        self._correct_the_counts(running, {client.session for client in waiting})
-        verdicts = {
-            number: self._adopt_office(number, office, sessions.pop(number, None), now)
-            for number, office in sorted(running.items())
-        }
-        for number, verdict in verdicts.items():  # now that the pool knows what runs, and starts nothing twice
-            if verdict is not None:
-                self._do(self.pool.probed(number, now, **asdict(verdict)))
-        for number, client in sessions.items():
-            self._give_up(client, number, "its office ended meanwhile")
-        for client in waiting:  # each joins the pool's queue when its task begins, in this order
+        """Take over, before `run`, what the store has kept, which is the broker's from now on, and what offices run."""
+        adoption = Adoption(self.pool, self.keeper, self._store, self._journal)
+        adoption.take_over(left, running)
+        for client in adoption.clients:  # who waits joins the pool's queue when its task begins, in this order
             self._take_in(client)
-        busy = self._count(State.BUSY)
-        self._journal.log(messages.BROKER_TAKES_OVER, workers=len(running), sessions=busy, queued=len(waiting))
-
-    def _tell_of_the_lost(self, kept: AbstractSet[int]) -> None:
-        """Tell of the client that the earlier broker had accepted, but not kept yet, when it was killed."""
-        session, name = self._store.marks.accepted
-        if session and session not in kept:
-            self._journal.log(messages.CLIENT_LOST, session=session, client=name)
-        self._store.marks.accepted = 0, ""
-
-    def _correct_the_counts(self, running: Mapping[int, Office], waiting: AbstractSet[int]) -> None:
-        """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped.
-
-        And count the sessions once that had been leased a worker, but had not begun: they are to be leased one again.
-        """
-        for number in range(1, MOST_WORKERS + 1):
-            slot = self._store.marks.slot(number)
-            if slot.client in waiting and not slot.doomed:
-                self.pool.totals.sessions -= 1
-            alive = number in running and running[number].pid == slot.pid
-            if slot.pid and not alive:
-                if not slot.doomed:
-                    self.pool.totals.crashed += 1
-                    self._journal.log(messages.WORKER_CRASHED, worker=number, detail="while no ooodd ran")
-                slot.clear()
-
-    def _adopt_office(self, number: int, office: Office, client: Client | None, now: float) -> Verdict | None:
-        """Take over a worker; a verdict on one that is to be recycled without a look, as one without its client."""
-        slot = self._store.marks.slot(number)
-        ready = slot.pid == office.pid
-        before = Worker(number, uses=slot.uses, max_uses=slot.max_uses, started=slot.since)
-        self.keeper.adopt(number, office)
-        held = bool(slot.holding_to_office or slot.holding_to_client)
-        if client is not None and ready and not held and not slot.doomed:
-            self.pool.adopt(number, now, before, (client.session, client.peer.host))
-            self._take_in(client)
-            return None
-        if client is not None:
-            self._give_up(client, number, "bytes of it may be lost" if ready else "its office ended meanwhile")
-        probe = self.pool.adopt(number, now, before)
-        if not ready:
-            return Verdict(Reason.NOT_NEEDED, "it was about to start")
-        if slot.client or slot.doomed:
-            return Verdict(Reason.ADOPTED)
-        self._do(probe)
-        return None
-
-    def _give_up(self, client: Client, number: int, why: str) -> None:
-        self._journal.log(
-            messages.SESSION_LOST, session=client.session, client=client.peer.name, worker=number, why=why
-        )
-        self._close(client)
-        client.close()
+        self._do(adoption.actions)
 
     # The life of a client
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            for connection, peer in listeners.accept(listener):
-                marks = self._store.marks
-                session = marks.last_session = marks.last_session + 1
-                marks.accepted = session, peer.name
-                client = Client(session, connection, peer, time.monotonic())
-                if self.pool.has_room(peer.host) and is_opening(client.opening()):
-                    self._keep_waiting(client)  # before anything else: until then it is lost if we are killed
-                marks.accepted = 0, ""
-                self._take_in(client)
-        except OSError as error:  # no descriptor or no memory left
-            self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_ACCEPT_PAUSE)
-            paused = list(self._accepting)
-            self._accept_from([])
-            self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, paused)
+    def _accept(self, connection: socket.socket, peer: Peer) -> None:
+        marks = self._store.marks
+        session = marks.last_session = marks.last_session + 1
+        marks.accepted = session, peer.name
+        client = Client(session, connection, peer, time.monotonic())
+        if self.pool.has_room(peer.host) and is_opening(client.opening()):
+            self._keep_waiting(client)  # before anything else: until then it is lost if we are killed
+        marks.accepted = 0, ""
+        self._take_in(client)
 
     def _take_in(self, client: Client) -> None:
         """Begin to serve a client, in a task of its own."""
@@ -444,17 +366,6 @@ class Broker:
             self._do(actions)
 
     # What the life of a client is made of
-
-    def _accept_from(self, sockets: Sequence[socket.socket]) -> None:
-        for listener in self._accepting:
-            self._loop.remove_reader(listener)
-        self._accepting = list(sockets)
-        for listener in self._accepting:
-            self._loop.add_reader(listener, self._accept, listener)
-
-    def _accept_again(self, sockets: Sequence[socket.socket]) -> None:
-        if self._end is None:
-            self._accept_from(sockets)
 
     async def _wait_for_words(self, client: Client) -> bytes:
         """Return what a client says first; nothing if it leaves, or if more clients than we bear are as silent."""

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The listening sockets: from systemd by name (sd_listen_fds_with_names(3)), or opened here in the foreground."""
+"""Listening sockets, from systemd by name (sd_listen_fds_with_names(3)) or opened here, and who connects to them."""
 
+import asyncio
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from ooodd import messages
 from ooodd.errors import ListenError
+from ooodd.journal import Journal
 
 # FileDescriptorName= in ooodd.socket.
 SOCKET_NAME = "uno"
@@ -16,6 +19,8 @@ _BACKLOG = 4096
 _KEEP_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
 # Clients accepted in one go before the loop gets to everything else.
 _BATCH = 64
+# While no descriptor is left, the time to the next try to accept, in seconds.
+_PAUSE = 1.0
 
 
 def from_systemd() -> tuple[list[socket.socket], dict[int, str]]:
@@ -104,6 +109,39 @@ def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, Peer]]:
         if client.family in (socket.AF_INET, socket.AF_INET6):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield client, _peer(address)
+
+
+class Acceptor:
+    """Accepts clients as they come. While no descriptor is left they wait in the listeners, and it tries again."""
+
+    def __init__(self, journal: Journal, accepted: Callable[[socket.socket, Peer], None]) -> None:
+        """Take who gets the clients, and has to close them."""
+        self._journal = journal
+        self._accepted = accepted
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[socket.socket] = []
+        self._again: asyncio.TimerHandle | None = None
+
+    def accept_from(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept from these listeners from now on, and from no others; they stay the caller's to close."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        self._listeners = list(listeners)
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            for connection, peer in accept(listener):
+                self._accepted(connection, peer)
+        except OSError as error:  # no descriptor or no memory left
+            self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_PAUSE)
+            listeners = self._listeners
+            self.accept_from([])
+            self._again = self._loop.call_later(_PAUSE, self.accept_from, listeners)
 
 
 def peer(connection: socket.socket) -> Peer:

@@ -22,9 +22,9 @@ from typing import Any, Self
 import pytest
 
 from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, LastingSupervisor, ListJournal, ListNotifier
+from ooodd import adoption, forward, messages, store
 from ooodd import broker as broker_module
 from ooodd import client as client_module
-from ooodd import forward, messages, store
 from ooodd.actions import Reason
 from ooodd.broker import Broker, End
 from ooodd.config import parse
@@ -122,7 +122,7 @@ class Machine:
         self.keep.die()
         broker, self.supervisor.lost = self.broker, lambda *_: None
         broker._end = End.HAND_OVER
-        broker._accept_from([])
+        broker._acceptor.accept_from([])
         broker._loop.remove_reader(broker._departures._epoll)
         for client in list(broker.clients.values()):
             self._doomed += [each for each in (client.connection, client.office) if each is not None]
@@ -844,7 +844,7 @@ class KilledEagerly(Exception):  # noqa: N818 - the same, where the selector wou
 
 
 VISITS = 4
-TRACED = {module.__file__ for module in (broker_module, client_module, forward, store)}
+TRACED = {module.__file__ for module in (adoption, broker_module, client_module, forward, store)}
 
 
 class Death:

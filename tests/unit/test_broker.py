@@ -495,7 +495,7 @@ async def test_a_worker_that_vanished_unnoticed_costs_its_next_client_nothing() 
 
 
 async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "_ACCEPT_PAUSE", 0.01)
+    monkeypatch.setattr("ooodd.listeners._PAUSE", 0.01)
 
     def no_descriptor(_: socket.socket) -> None:
         raise OSError(24, "Too many open files")
