@@ -20,14 +20,18 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
+from math import inf
 from random import Random
 
 from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
 from ooodd.queue import Queue, Waiting
 
 # For how long, in seconds, nothing may move on sessions that hold every worker before a client of the same host that
-# waits is told that it waits for itself.
-STANDSTILL = 10.0
+# has waited as long is told that it waits for itself. Others of that host only think for a while between two calls.
+STANDSTILL = 30.0
+# How often to look, in seconds.
+_LOOK_INTERVAL = 5.0
 # For how long starting may fail, with no worker in service, before waiting clients are told: five quick tries.
 TROUBLE = 3.0
 # An office may go up to this much of max_age earlier, so that those that were started together don't go together.
@@ -176,7 +180,7 @@ class Pool:
     _failing_since: float = field(default=0.0, init=False)
     _hold_until: float = field(default=0.0, init=False)
     # When to look next whether a client waits for itself.
-    _look_at: float | None = field(default=None, init=False)
+    _look_at: float = field(default=0.0, init=False)
     _settled: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -234,17 +238,16 @@ class Pool:
 
         `still` tells, of each client that has a worker and no call under way there, since when no byte has moved.
         """
-        actions: list[Action] = []
-        if self._look_at is not None and self._look_at <= now:
-            actions += self._look_for_standstill(now, still or {})
-        return actions + self._settle(now)
+        return [*self._refuse_who_waited(now, still or {}), *self._settle(now)]
 
     @property
     def deadline(self) -> float | None:
         """When `tick` has something to do next, if nothing else happens before."""
-        # What was due has been done, or waits for an event and not for a time.
-        later = (time for time in self._times() if time > self._settled)
-        return min((*later, *(() if self._look_at is None else (self._look_at,))), default=None)
+        # What was due has been done, or waits for an event and not for a time; but who waited too long, for `tick`.
+        later = [time for time in self._times() if time > self._settled]
+        if self.queue and not self.draining:
+            later += [self._look_at, self.queue[self.queue.first].joined + self.limits.queue_timeout]
+        return min(later, default=None)
 
     # Events of a client
 
@@ -391,20 +394,11 @@ class Pool:
     # What the events are made of
 
     def _settle(self, now: float) -> list[Action]:
-        """Do all that is due: refuse, serve, look after the idle ones, start what is needed."""
+        """Do all that is due but to refuse: serve, look after the idle ones, start what is needed."""
         self._settled = now
         if self.draining:
             return []
-        actions: list[Action] = []
-        while (oldest := self.queue.oldest) is not None and oldest + self.limits.queue_timeout <= now:
-            actions.append(self._refuse(self.queue.first, Reason.WAITED_TOO_LONG))
-        actions += self._serve(now)
-        if not self.queue:
-            self._look_at = None
-        elif self._look_at is None:
-            self._look_at = now + self._patience
-        actions += self._look_after_idle(now)
-        actions += self._staff(now)
+        actions = [*self._serve(now), *self._look_after_idle(now), *self._staff(now)]
         self._remove_surplus_numbers()
         return actions
 
@@ -413,8 +407,6 @@ class Pool:
         limits = self.limits
         if self.draining:
             return
-        if (oldest := self.queue.oldest) is not None:
-            yield oldest + limits.queue_timeout
         if limits.idle_timeout is not None:
             yield self._used + limits.idle_timeout
         yield self._hold_until
@@ -564,23 +556,28 @@ class Pool:
 
     # The rest
 
-    def _look_for_standstill(self, now: float, still: Mapping[int, float]) -> list[Action]:
-        """Refuse one client whose host holds every worker by sessions on which nothing moves."""
-        self._look_at = now + self._patience if self.queue else None
-        holders = [worker for worker in self.workers.values() if worker.client is not None]
-        if len(holders) < len(self.workers) or len({worker.host for worker in holders}) != 1:
-            return []
-        if any(still.get(worker.client or 0, now) + self._patience > now for worker in holders):
-            return []
-        for client, place in self.queue.items():
-            if place.host == holders[0].host and place.joined + self._patience <= now:
-                return [self._refuse(client, Reason.WAITS_FOR_ITSELF)]
-        return []
+    def _refuse_who_waited(self, now: float, still: Mapping[int, float]) -> Iterator[Refuse]:
+        """Refuse who has waited for as long as one may, and earlier one that waits for itself."""
+        timeout = self.limits.queue_timeout
+        host = self._still_host(now - min(STANDSTILL, timeout / 2), still)
+        while self.queue and (place := self.queue[self.queue.first]).joined + timeout <= now:
+            reason = Reason.WAITS_FOR_ITSELF if place.host == host else Reason.WAITED_TOO_LONG
+            yield self._refuse(self.queue.first, reason)
+        if self._look_at <= now:
+            self._look_at = now + _LOOK_INTERVAL
+            host = self._still_host(now - STANDSTILL, still)
+            itself = (
+                client for client, (joined, at) in self.queue.items() if at == host and joined + STANDSTILL <= now
+            )
+            for client in islice(itself, 1):  # it may be the one that the others wait for
+                yield self._refuse(client, Reason.WAITS_FOR_ITSELF)
 
-    @property
-    def _patience(self) -> float:
-        """`STANDSTILL`, or less where clients don't wait as long as that."""
-        return min(STANDSTILL, self.limits.queue_timeout / 2)
+    def _still_host(self, since: float, still: Mapping[int, float]) -> str | None:
+        """Return the host whose sessions hold every worker, if nothing has moved on any of them since then."""
+        hosts = {
+            worker.host if still.get(worker.client or 0, inf) <= since else None for worker in self.workers.values()
+        }
+        return hosts.pop() if len(hosts) == 1 else None
 
     def _return(self, worker: Worker, now: float, fault: Reason | None, detail: str) -> list[Action]:
         if fault is None:

@@ -105,7 +105,7 @@ def test_without_an_office_clients_of_any_library_hear_why(service: Service) -> 
 
 
 def test_a_client_that_waits_for_itself_is_told(service: Service) -> None:
-    service.configure('[pool]\nworkers = 2\n[queue]\ntimeout = "8s"\n')  # half of it is less than the usual 10 s
+    service.configure('[pool]\nworkers = 2\n[queue]\ntimeout = "4s"\n')  # with more, after 30 s
     began = time.monotonic()
     client = service.client("three_connections.py", LETTER, "/tmp")
     out, _ = client.communicate(timeout=PATIENCE)

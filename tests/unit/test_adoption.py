@@ -503,6 +503,7 @@ async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monk
         await second.send(OPENING)
         await it.until(lambda: it.broker.pool.queue)
         monkeypatch.setattr("ooodd.pool.STANDSTILL", 0.05)
+        monkeypatch.setattr("ooodd.pool._LOOK_INTERVAL", 0.05)
         await it.replace()
         refused = await it.journal.wait_for(messages.CLIENT_REFUSED)
         assert "waits for itself" in str(refused["text"])

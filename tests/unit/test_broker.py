@@ -375,6 +375,7 @@ async def test_a_refused_client_that_says_no_more_is_not_waited_for_long(monkeyp
 
 async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.pool.STANDSTILL", 0.05)
+    monkeypatch.setattr("ooodd.pool._LOOK_INTERVAL", 0.05)
     async with world() as it, it.client() as first, it.client() as second:
         await first.open()
         answer = await asks(second)
@@ -385,6 +386,7 @@ async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.Mon
 
 async def test_nobody_waits_for_itself_while_a_call_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.pool.STANDSTILL", 0.05)
+    monkeypatch.setattr("ooodd.pool._LOOK_INTERVAL", 0.05)
     async with world("[pool]\nworkers=1\n[queue]\ntimeout=1") as it, it.client() as first, it.client() as second:
         await first.send(CALL)
         await first.receive(len(GREETING + CALL))
