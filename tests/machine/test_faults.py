@@ -3,7 +3,9 @@
 
 import json
 import os
+import platform
 import time
+from datetime import datetime
 from random import Random
 from typing import Any
 
@@ -58,6 +60,14 @@ try:
 except ConnectionResetError:
     pass
 print(json.dumps({"milliseconds": 1000 * (time.monotonic() - began)}))
+"""
+
+
+# The wall clock of whoever is started with this is off by what the file says.
+FAKE_CLOCK = "/etc/fake-clock"
+WITH_FAKE_CLOCK = f"""[Service]
+Environment=LD_PRELOAD=/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1
+Environment=FAKETIME_TIMESTAMP_FILE={FAKE_CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
 """
 
 
@@ -468,6 +478,31 @@ def test_a_full_run_directory_is_told_and_ends_nobody(fresh_service: Service) ->
     assert told_error(other) == ""
     assert service.serves()
     assert service.totals()["crashed"] == 1
+
+
+def test_a_clock_that_jumps_is_nobody_s_affair(service: Service) -> None:
+    """The clock of broker and office alone, by libfaketime: the machine's own is this machine's too."""
+    hour = 3600
+    service.machine.put(FAKE_CLOCK, "+0\n")
+    with service.drop_in("ooodd.service", WITH_FAKE_CLOCK), service.drop_in("ooodd-worker@.service", WITH_FAKE_CLOCK):
+        limits = 'timeout = "1h"\n[session]\ntimeout = "1h"\nidle_timeout = "1h"\n'
+        service.configure(f'[pool]\nworkers = 1\nmax_age = "1h"\nprobe_interval = "1h"\n[queue]\n{limits}')
+        holder, office = service.holding_client()
+        assert "libfaketime" in service.machine.read(f"/proc/{office['pid']}/maps")
+        waiting = [service.waiting_client() for _ in range(2)]
+        for jump in (0, 100 * hour, -100 * hour):
+            service.machine.put(FAKE_CLOCK, f"{jump:+}\n")
+            status = service.status()
+            told = datetime.fromisoformat(status["workers"][0]["since"]).timestamp()
+            assert abs(told - jump - time.time()) < hour, "the broker's clock has not jumped"
+            assert status["queue"]["length"] == 2
+            assert status["queue"]["oldest_wait"] < hour
+        assert release(holder)[0]["pid"] == office["pid"]
+        assert [told_error(client) for client in waiting] == ["", ""]
+        assert service.serves() == office["pid"]
+        totals = service.totals()
+        assert totals == dict.fromkeys(totals, 0) | {"sessions": 4}
+        service.stop()
 
 
 def test_an_office_that_runs_out_of_memory_is_told_as_such(service: Service) -> None:
