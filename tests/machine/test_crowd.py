@@ -124,9 +124,9 @@ def test_of_five_thousand_clients_at_once_a_thousand_wait_in_order(full_service:
     assert len(numbers) == WAITING
     assert numbers == sorted(numbers), "not served in order"
     assert max(numbers) < min(number for number, _ in sessions(machine, messages.CLIENT_REFUSED, moment))
-    # The clients saw the same, but for those that talked with their offices at the same time.
+    # The clients saw the same. While one office takes its time for its client, the other one serves the next ones.
     places = {client: place for place, (_, client) in enumerate(begun)}
-    assert all(abs(places[client] - place) <= WORKERS for place, client in enumerate(served["served"]))
+    assert all(abs(places[client] - place) <= WAITING / 10 for place, client in enumerate(served["served"]))
 
     service.wait_idle()
     until(lambda: broker.descriptors() == idle, PATIENCE, f"all descriptors to be closed, down to {idle}")
