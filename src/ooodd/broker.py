@@ -80,6 +80,7 @@ class Broker:
     ) -> None:
         """Prepare; `run` does it. Supervisor and store stay the caller's to close."""
         self.config = config
+        store.marks.config = config.as_json()
         self.pool = Pool(_limits(config), random.Random(), Totals(*store.marks.totals))  # noqa: S311 - no secret
         self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
         self.clients: dict[int, Client] = {}
@@ -130,6 +131,7 @@ class Broker:
     def reload(self, config: Config) -> None:
         """Go by another configuration from now on. No session, no waiting client and no office of one is touched."""
         self.config = config
+        self._store.marks.config = config.as_json()
         self.keeper.start_timeout = config.pool.start_timeout
         self.keeper.probe_timeout = config.pool.probe_timeout
         self._journal.set_level(config.log.level)

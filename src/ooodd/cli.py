@@ -20,7 +20,7 @@ from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.notify import NoNotifier, SystemdNotifier
 from ooodd.processes import ProcessSupervisor
 from ooodd.socketfailure import socket_failure
-from ooodd.store import MOST_WORKERS, NoStore, SystemdStore
+from ooodd.store import MOST_WORKERS, NoStore, Store, SystemdStore
 from ooodd.table import table
 from ooodd.units import UnitSupervisor
 from ooodd.worker import Office
@@ -97,7 +97,7 @@ async def _run_as_service(options: argparse.Namespace) -> int:
     try:
         sockets, passed = listeners.from_systemd()
         store, left = SystemdStore.take_over(notifier, passed)
-        settings = config.load(options.config)
+        settings = _load(options, store, len(left), journal)
         journal.set_level(settings.log.level)
         supervisor = await UnitSupervisor.connect()
         supervisor.on_bus = partial(_tell_of_bus, journal)
@@ -119,6 +119,18 @@ async def _run_as_service(options: argparse.Namespace) -> int:
             listener.close()
         notifier.close()
     return 0
+
+
+def _load(options: argparse.Namespace, store: Store, clients: int, journal: Journal) -> config.Config:
+    """Return the configuration; if it can't be used and clients were left here, the one that was in force before."""
+    try:
+        return config.load(options.config)
+    except ConfigError as error:
+        before = config.from_json(store.marks.config) if clients else None
+        if before is None:
+            raise
+        journal.log(messages.CONFIG_REFUSED, error=error, clients=clients)
+        return before
 
 
 def _ours(running: dict[int, Office]) -> dict[int, Office]:

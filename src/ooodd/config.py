@@ -9,6 +9,7 @@ pydantic checks structure and ranges; only what its versions 1.10 and 2 share is
 """
 
 import difflib
+import json
 import math
 import os
 import re
@@ -166,6 +167,18 @@ class Config(BaseModel, extra="forbid"):
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return the values in force, section by section, for `ooodd status --json`; None is no limit."""
         return {section: dict(getattr(self, section)) for section in Config.__annotations__}
+
+    def as_json(self) -> str:
+        """Return the values in force, for `from_json`."""
+        return json.dumps(self.as_dict())
+
+
+def from_json(text: str) -> Config | None:
+    """Return the configuration that `as_json` has written; None if it was none, or that of another version."""
+    try:
+        return Config(**json.loads(text))
+    except (ValueError, TypeError):  # pydantic's ValidationError is a ValueError
+        return None
 
 
 def load(path: Path | None = None) -> Config:

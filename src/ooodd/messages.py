@@ -59,6 +59,11 @@ BROKER_TAKES_OVER = Message(
 BROKER_RELOADED = Message(
     "47c8b61020cd422fab9725d68009ea98", Priority.NOTICE, "configuration applied: {workers} workers"
 )
+CONFIG_REFUSED = Message(
+    "ce532b9612c3495a93c0c5b0e2a68185",
+    Priority.ERROR,
+    "{error}; for the sake of {clients} clients the configuration before stays in force",
+)
 BUS_LOST = Message(
     "9ceafdccb81f423d892d123564ea5a54",
     Priority.WARNING,

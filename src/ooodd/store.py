@@ -37,7 +37,9 @@ _LAST_SESSION_AT = _TOTALS_AT + _TOTALS.size
 _ACCEPTED = struct.Struct("Q48s")
 _ACCEPTED_AT = _LAST_SESSION_AT + 8
 _SLOT_SIZE = 32
-_SIZE = _HEADER_SIZE + MOST_WORKERS * _SLOT_SIZE
+_CONFIG_AT = _HEADER_SIZE + MOST_WORKERS * _SLOT_SIZE
+_CONFIG_SIZE = 4096
+_SIZE = _CONFIG_AT + _CONFIG_SIZE
 _TO_OFFICE, _TO_CLIENT, _DOOMED, _USES, _MAX_USES, _PID, _SINCE, _CLIENT = 0, 1, 2, 4, 8, 12, 16, 24
 _U32, _U64, _F64 = struct.Struct("I"), struct.Struct("Q"), struct.Struct("d")
 
@@ -181,6 +183,29 @@ class Marks:
     def accepted(self, client: tuple[int, str]) -> None:
         session, name = client
         _ACCEPTED.pack_into(self.memory, _ACCEPTED_AT, session, name.encode("ascii", "replace"))
+
+    @property
+    def config(self) -> str:
+        """The configuration in force, as the broker writes it; empty if there is none."""
+        end = _CONFIG_AT + _U32.size + self._config_length
+        return bytes(self.memory[_CONFIG_AT + _U32.size : end]).decode("utf-8", "replace")
+
+    @config.setter
+    def config(self, text: str) -> None:
+        self._config_length = 0  # while it is not whole there is none; nor is there one that is too long
+        data = text.encode()
+        if len(data) <= _CONFIG_SIZE - _U32.size:
+            self.memory[_CONFIG_AT + _U32.size : _CONFIG_AT + _U32.size + len(data)] = data
+            self._config_length = len(data)
+
+    @property
+    def _config_length(self) -> int:
+        length: int = _U32.unpack_from(self.memory, _CONFIG_AT)[0]
+        return length
+
+    @_config_length.setter
+    def _config_length(self, length: int) -> None:
+        _U32.pack_into(self.memory, _CONFIG_AT, length)
 
     def close(self) -> None:
         """Let the memory go; slots can't be used any more."""

@@ -322,6 +322,25 @@ def test_an_upgrade_goes_on_with_the_session_and_the_queue(service: Service, deb
     counted(service, sessions=2, recycled=1)
 
 
+def test_a_restart_with_a_bad_configuration_loses_nobody(service: Service) -> None:
+    service.configure("[pool]\nworkers = 1\n")
+    holder, office = service.holding_client()
+    waiting = service.waiting_client()
+    before, moment = service.status()["config"], service.machine.journal_moment()
+    service.machine.put(CONFIGURATION, "[pool]\nwrokers = 2\n")
+    service.machine.run("systemctl", "restart", "ooodd.service", check=True)
+    refused = service.line(messages.CONFIG_REFUSED, moment)["MESSAGE"]
+    assert "pool.wrokers: unknown key; did you mean pool.workers?" in refused
+    assert "for the sake of 2 clients the configuration before stays in force" in refused
+    assert service.status()["config"] == before
+    assert release(holder)[0]["pid"] == office["pid"]
+    assert told_error(waiting) == ""
+    service.wait_idle()
+    assert service.machine.run("systemctl", "restart", "ooodd.service").returncode != 0
+    show = ("systemctl", "show", "-P", "ExecMainStatus", "ooodd.service")
+    assert service.machine.run(*show, check=True).stdout.strip() == "78"
+
+
 def test_a_restart_does_not_wait_for_a_session_that_stalls(service: Service) -> None:
     """A flood that its office doesn't take: what is on its way is the broker's alone, so that session is lost."""
     service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")

@@ -400,6 +400,34 @@ async def test_a_service_that_is_restarted_goes_on_with_sessions_and_who_waits(
         assert not it.store.kept
 
 
+async def test_a_restart_with_a_bad_configuration_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        it.units.job = "restart"
+        running = it.start()
+        async with it.client() as client:
+            assert await client.open() == HELLO
+            while not it.store.kept:  # noqa: ASYNC110 - the store has no event
+                await asyncio.sleep(0)
+            it.configuration.write_text("[pool]\nwrokers = 1\n")
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running == 0
+            running = it.start()
+            refused = await it.journal.wait_for(messages.CONFIG_REFUSED)
+            assert refused["clients"] == 1
+            assert "pool.wrokers: unknown key" in str(refused["error"])
+            await client.send(b"on and on")
+            assert await client.receive(9) == b"on and on"
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running == 0
+        running = it.start()
+        assert (await it.journal.wait_for(messages.BROKER_READY, 3))["workers"] == 2
+        await it.ask("drain")
+        assert await running == 0
+        it.store.close()
+        assert await it.start() == 78
+        assert it.journal.count(messages.BROKER_FAILED) == 1
+
+
 async def test_a_second_sigterm_changes_nothing_and_sigint_ends_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ooodd import config
-from ooodd.config import Config, load, parse, parse_duration, parse_size
+from ooodd.config import Config, from_json, load, parse, parse_duration, parse_size
 from ooodd.errors import ConfigError
 
 # How long an example takes is the machine's affair.
@@ -550,3 +550,14 @@ def test_the_files_name_leads_the_line(tmp_path: Path) -> None:
     path = tmp_path / "ooodd.toml"
     path.write_text("[pool]\nworkers = 0\n")
     assert load_refusal(path) == f"{path}: pool.workers: must be at least 1"
+
+
+@pytest.mark.parametrize("text", ["", '[pool]\nmax_age = "1h"\nmax_memory = "1G"\n[log]\nlevel = "detail"\n'])
+def test_a_configuration_can_be_written_and_read(text: str) -> None:
+    config = parse(text, "test")
+    assert from_json(config.as_json()) == config
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{", '{"pool": 7}', '{"pool": {"wrokers": 7}}', '{"later": {}}'])
+def test_what_is_no_configuration_is_none(text: str) -> None:
+    assert from_json(text) is None

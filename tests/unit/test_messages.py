@@ -123,8 +123,8 @@ def reasons_to_refuse() -> set[Reason]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in ("_refuse", "turn_away"):
                     found |= {constant_of(argument) for argument in node.args}
-            elif isinstance(node, ast.FunctionDef) and node.name == "_objection":
-                found |= {constant_of(each.value) for each in ast.walk(node) if isinstance(each, ast.Return)}
+            elif isinstance(node, ast.FunctionDef) and node.name in ("_objection", "_refuse_who_waited"):
+                found |= {constant_of(each) for each in ast.walk(node) if isinstance(each, ast.expr)}
     return {Reason[name] for name in found if name is not None}
 
 

@@ -241,6 +241,7 @@ def test_marks_come_back(it: World) -> None:
     it.store.marks.totals = (1, 2, 3, 4, 5, 2**63)
     it.store.marks.last_session = 2**40
     it.store.marks.accepted = 2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
+    it.store.marks.config = "[pool] ä"
     del slot
     it.restart()
     slot = it.store.marks.slot(3)
@@ -248,6 +249,7 @@ def test_marks_come_back(it: World) -> None:
     assert (slot.holding_to_office, slot.holding_to_client) == (True, False)
     assert it.store.marks.totals == (1, 2, 3, 4, 5, 2**63)
     assert it.store.marks.last_session == 2**40
+    assert it.store.marks.config == "[pool] ä"
     assert it.store.marks.accepted == (2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535")
 
 
@@ -260,7 +262,7 @@ def _cut(fd: int) -> None:
 
 
 def _change(fd: int) -> None:
-    os.pwrite(fd, b"\2", 7)
+    os.pwrite(fd, b"\xff", 7)
 
 
 @pytest.mark.parametrize("spoil", [_grow, _cut, _change])
@@ -274,6 +276,16 @@ def test_marks_of_another_make_are_replaced(it: World, spoil: Callable[[int], No
     it.store.marks.last_session = 8
     it.restart()
     assert it.store.marks.last_session == 8
+
+
+def test_a_configuration_is_there_as_a_whole_or_not_at_all() -> None:
+    marks = Marks()
+    assert marks.config == ""
+    marks.config = "x" * 4092
+    assert marks.config == "x" * 4092
+    marks.config = "x" * 4093
+    assert marks.config == ""
+    assert marks.slot(MOST_WORKERS).client == 0
 
 
 def test_slots_are_apart() -> None:
