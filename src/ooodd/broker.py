@@ -90,7 +90,7 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._departures = Departures()
         self._silent: dict[int, Client] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._acceptor = Acceptor(journal, self._accept)
         self._due: asyncio.TimerHandle | None = None
         self._end: End | None = None
@@ -160,23 +160,24 @@ class Broker:
         self._do(self.pool.close(time.monotonic()))
         await self._until(lambda: self.pool.closed)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=LINGER_LIMIT)
+            await asyncio.wait(self._tasks.values(), timeout=LINGER_LIMIT)
 
     async def _hand_over(self) -> None:
-        """Leave everything as it is, with nothing in our own memory that a session needs."""
+        """Leave everything as it is, with nothing in our own memory that a session needs, and nobody told by halves."""
         running = [client.forwarding for client in self.clients.values() if client.forwarding is not None]
+        refused = [self._tasks[client.session] for client in self.clients.values() if client.refusal]
         self._journal.log(messages.BROKER_HANDS_OVER, sessions=len(running), queued=len(self.pool.queue))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FREEZE_LIMIT):
-                await asyncio.gather(*(forwarding.freeze() for forwarding in running))
+                await asyncio.gather(*(forwarding.freeze() for forwarding in running), *refused)
 
     async def _leave_nothing(self) -> None:
         """Leave nothing on the loop, however `run` ends."""
         self._acceptor.accept_from([])
         self._reporter.close()
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self.keeper.close()
         self._departures.close()
         if self._due is not None:
@@ -217,12 +218,12 @@ class Broker:
         """Begin to serve a client, in a task of its own."""
         self.clients[client.session] = client
         task = asyncio.create_task(self._guard(client), name=f"session {client.session}")
-        self._tasks.add(task)
+        self._tasks[client.session] = task
         task.add_done_callback(partial(self._forget, client))
 
-    def _forget(self, client: Client, task: "asyncio.Task[None]") -> None:
+    def _forget(self, client: Client, _: "asyncio.Task[None]") -> None:
         """Close a client, whatever happened to it, and take back what it still holds."""
-        self._tasks.discard(task)
+        del self._tasks[client.session]
         self._silent.pop(client.session, None)
         if self._end is not End.HAND_OVER:
             self._close(client)

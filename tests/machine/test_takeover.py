@@ -335,10 +335,11 @@ def test_a_restart_with_a_bad_configuration_loses_nobody(service: Service) -> No
     assert service.status()["config"] == before
     assert release(holder)[0]["pid"] == office["pid"]
     assert told_error(waiting) == ""
-    service.wait_idle()
+    (worker,) = service.wait_idle()
     assert service.machine.run("systemctl", "restart", "ooodd.service").returncode != 0
     show = ("systemctl", "show", "-P", "ExecMainStatus", "ooodd.service")
     assert service.machine.run(*show, check=True).stdout.strip() == "78"
+    until(lambda: gone(service, worker["pid"]), PATIENCE, "the office to end")
 
 
 def test_a_restart_does_not_wait_for_a_session_that_stalls(service: Service) -> None:

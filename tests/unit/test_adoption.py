@@ -21,7 +21,16 @@ from typing import Any, Self
 
 import pytest
 
-from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, LastingSupervisor, ListJournal, ListNotifier
+from fakes import (
+    GREETING,
+    OPENING,
+    FakeClient,
+    FakeSupervisor,
+    LastingSupervisor,
+    ListJournal,
+    ListNotifier,
+    first_request,
+)
 from ooodd import adoption, forward, messages, store
 from ooodd import broker as broker_module
 from ooodd import client as client_module
@@ -390,6 +399,22 @@ async def test_a_broker_that_hands_over_does_not_wait_for_who_reads_nothing(monk
         with contextlib.suppress(ConnectionError):
             await sending
         assert await echoes(other)
+
+
+async def test_a_broker_that_hands_over_finishes_what_it_tells_refused_clients() -> None:
+    query = first_request()
+    async with machine(f"{ONE}\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as client:
+        await busy.open()
+        await client.send(query[:20])
+        await it.journal.wait_for(messages.CLIENT_REFUSED)
+        it.broker.end(End.HAND_OVER)
+        await it.journal.wait_for(messages.BROKER_HANDS_OVER)
+        await client.send(query[20:])
+        assert b"0 clients wait already" in await client.receive(1 << 20)
+        client.socket.close()
+        await it.hand_over()
+        await it.begin()
+        assert await echoes(busy)
 
 
 @pytest.mark.parametrize("seed", range(6))

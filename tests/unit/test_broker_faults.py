@@ -65,7 +65,7 @@ class Scene:
         return number
 
     def task_of(self, session: int) -> "asyncio.Task[None] | None":
-        return next((task for task in self.it.broker._tasks if task.get_name() == f"session {session}"), None)
+        return self.it.broker._tasks.get(session)
 
     def cancel(self, session: int) -> None:
         """Cancel the task of a client; what the broker does to itself only as it ends."""
