@@ -174,6 +174,7 @@ class Broker:
     async def _leave_nothing(self) -> None:
         """Leave nothing on the loop, however `run` ends."""
         self._acceptor.accept_from([])
+        self.keeper.ignore_losses()
         self._reporter.close()
         for task in self._tasks.values():
             task.cancel()
@@ -325,6 +326,8 @@ class Broker:
         client.forwarding = Forwarding(client.connection, client.office, limits, holding, client.since)
         if client.broken:
             client.forwarding.office_lost()
+        if self._end is End.HAND_OVER:
+            client.forwarding.freeze()  # it only begins under the next broker
         ended = await client.forwarding.run()
         client.forwarding = None  # its sockets are about to be closed; a hand-over freezes those that run
         self._close(client)

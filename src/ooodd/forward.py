@@ -141,9 +141,13 @@ class Forwarding:
         """Since when no byte has moved, in seconds of `time.monotonic`; None while a call is under way."""
         return None if self._calls.under_way else max(self._to_office.moved, self._to_client.moved)
 
-    async def freeze(self) -> None:
-        """Receive nothing more, and return when nothing is held any more. `run` goes on to wait."""
-        await asyncio.gather(self._to_office.freeze(), self._to_client.freeze())
+    def freeze(self) -> "asyncio.Future[list[None]]":
+        """Receive nothing more from now on; the future is done when nothing is held any more. `run` goes on to wait.
+
+        It may have begun or not. One that has ended touches its sockets no more.
+        """
+        directions = () if self._done.done() else (self._to_office, self._to_client)
+        return asyncio.gather(*(direction.freeze() for direction in directions))
 
     def office_lost(self) -> None:
         """Take note that the office is gone. Its last bytes and its end of file are still passed on, within limits.
@@ -265,12 +269,13 @@ class _Direction:
         """Leave the marks to somebody else."""
         self._marks, self._mark = bytearray(1), 0
 
-    async def freeze(self) -> None:
-        """Receive no more; return when the sink has taken what is pending."""
+    def freeze(self) -> "asyncio.Future[None]":
+        """Receive no more; the future is done when the sink has taken what is pending."""
         self._flushed = self._loop.create_future()
         self._unwatch()
-        if self._pending is not None:
-            await self._flushed
+        if self._pending is None:
+            self._flushed.set_result(None)
+        return self._flushed
 
     def stop(self) -> None:
         """Touch neither socket any more. What is pending stays marked as held."""

@@ -274,6 +274,10 @@ class Keeper:
         self._offices.pop(number, None)
         self._run(number, self._stop(number, self._tasks.get(number)))
 
+    def ignore_losses(self) -> None:
+        """Tell of no lost office any more: nobody is there to act on it. The next broker finds out by itself."""
+        self._supervisor.lost = lambda *_: None
+
     async def close(self) -> None:
         """Cancel what is under way, without regard to the offices."""
         tasks = list(self._tasks.values())

@@ -39,6 +39,7 @@ TEXT = """\
 workers = {workers}
 min_workers = {least}
 spare_workers = 1
+start_timeout = "5s"
 probe_interval = "3s"
 probe_timeout = "3s"
 

@@ -41,6 +41,7 @@ from ooodd.forward import Forwarding
 from ooodd.listeners import listen
 from ooodd.pool import State
 from ooodd.store import Marks, MemoryStore, SystemdStore
+from ooodd.worker import Office, Verdict
 from test_store import FakeSystemd
 
 HELLO = GREETING + OPENING
@@ -399,6 +400,54 @@ async def test_a_broker_that_hands_over_does_not_wait_for_who_reads_nothing(monk
         with contextlib.suppress(ConnectionError):
             await sending
         assert await echoes(other)
+
+
+async def test_a_session_that_is_leased_while_another_is_handed_over_begins_under_the_next_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(broker_module, "_FREEZE_LIMIT", 0.2)
+    inspected = asyncio.Event()
+
+    async def inspect(*_: object) -> Verdict:
+        await inspected.wait()
+        return Verdict()
+
+    async with machine(TWO) as it, it.client() as stalled, it.client() as waiting:
+        assert await stalled.open() == HELLO
+        async with it.client() as other:
+            assert await other.open() == HELLO
+            await waiting.send(OPENING)
+            await it.until(lambda: it.broker.pool.queue)
+            monkeypatch.setattr(Office, "inspect", inspect)
+        await it.until(lambda: State.INSPECTING in it.states())
+        forwarding = it.broker.clients[1].forwarding
+        assert forwarding is not None
+        sending = asyncio.create_task(stalled.send(bytes(8 << 20)))
+        await it.until(lambda: forwarding._to_client._pending is not None)
+        it.broker.end(End.HAND_OVER)
+        await it.journal.wait_for(messages.BROKER_HANDS_OVER)
+        inspected.set()
+        await it.journal.wait_for(messages.SESSION_BEGIN, 3)
+        await it.hand_over()
+        with pytest.raises(BlockingIOError):
+            waiting.socket.recv(1)
+        await it.begin()
+        assert await waiting.receive(len(HELLO)) == HELLO
+        assert it.journal.count(messages.SESSION_LOST) == 1
+        with contextlib.suppress(ConnectionError):
+            await sending
+
+
+async def test_an_office_that_is_lost_as_its_broker_leaves_is_told_of_by_the_next() -> None:
+    async with machine(TWO) as it, it.client() as client:
+        assert await client.open() == HELLO
+        before = it.journal
+        await it.hand_over()
+        await it.fake.kill(int(next(iter(it.left)).split("-")[2]))
+        await turns(10)
+        assert before.count(messages.WORKER_CRASHED) == before.count(messages.INTERNAL_ERROR) == 0
+        await it.begin()
+        assert it.journal.count(messages.WORKER_CRASHED) == it.journal.count(messages.SESSION_LOST) == 1
 
 
 async def test_a_broker_that_hands_over_finishes_what_it_tells_refused_clients() -> None:

@@ -310,7 +310,7 @@ async def test_bytes_either_way_begin_the_idle_time_anew(sender: str) -> None:
 async def test_what_a_slow_reader_takes_moves_as_well() -> None:
     async with session() as it:
         sent = await stall(it, it.office)
-        freezing = asyncio.create_task(it.forwarding.freeze())  # so that nothing comes from the office
+        freezing = it.forwarding.freeze()  # so that nothing comes from the office
         await asyncio.sleep(0)
         received, before = 0, it.forwarding._to_client.moved
         while not freezing.done():
@@ -430,10 +430,8 @@ async def test_nothing_is_received_once_it_is_frozen() -> None:
 
 async def test_freezing_without_anything_pending_does_not_wait() -> None:
     async with session() as it:
-        with pytest.raises(StopIteration):
-            it.forwarding._to_office.freeze().send(None)
-        with pytest.raises(StopIteration):
-            it.forwarding._to_client.freeze().send(None)
+        assert it.forwarding._to_office.freeze().done()
+        assert it.forwarding._to_client.freeze().done()
 
 
 @pytest.mark.parametrize("way", ["to the office", "to the client"])
@@ -444,7 +442,7 @@ async def test_freezing_waits_until_what_is_pending_has_been_taken(way: str) -> 
         sent = await stall(it, source)
         direction = it.forwarding._to_office if source is it.client else it.forwarding._to_client
         total = direction.total
-        freezing = asyncio.create_task(it.forwarding.freeze())
+        freezing = it.forwarding.freeze()
         for _ in range(5):
             await asyncio.sleep(0)
         assert not freezing.done()
@@ -467,7 +465,7 @@ async def test_freezing_waits_until_what_is_pending_has_been_taken(way: str) -> 
 async def test_a_sink_that_goes_while_it_is_frozen_is_waited_for_no_longer() -> None:
     async with session() as it:
         await stall(it, it.client)
-        freezing = asyncio.create_task(it.forwarding.freeze())
+        freezing = it.forwarding.freeze()
         await asyncio.sleep(0)
         it.office.close()
         await freezing
@@ -477,9 +475,18 @@ async def test_a_sink_that_goes_while_it_is_frozen_is_waited_for_no_longer() -> 
 async def test_a_session_that_ends_while_it_is_frozen_is_waited_for_no_longer() -> None:
     async with session(SessionLimits(timeout=0.05)) as it:
         await stall(it, it.client)
-        freezing = asyncio.create_task(it.forwarding.freeze())
+        freezing = it.forwarding.freeze()
         await result(it)
         await asyncio.wait_for(freezing, 5)
+
+
+async def test_one_that_has_ended_can_be_frozen_though_its_sockets_are_closed() -> None:
+    async with session() as it:
+        it.office.close()
+        await result(it)
+        for each in (it.near_client, it.near_office):
+            each.close()
+        await it.forwarding.freeze()
 
 
 async def test_cancelled_while_frozen_it_leaves_nothing() -> None:
