@@ -165,11 +165,12 @@ class Broker:
     async def _hand_over(self) -> None:
         """Leave everything as it is, with nothing in our own memory that a session needs, and nobody told by halves."""
         running = [client.forwarding for client in self.clients.values() if client.forwarding is not None]
-        refused = [self._tasks[client.session] for client in self.clients.values() if client.refusal]
         self._journal.log(messages.BROKER_HANDS_OVER, sessions=len(running), queued=len(self.pool.queue))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FREEZE_LIMIT):
-                await asyncio.gather(*(forwarding.freeze() for forwarding in running), *refused)
+                await asyncio.gather(*(forwarding.freeze() for forwarding in running))
+                while refused := [self._tasks[client.session] for client in self.clients.values() if client.refusal]:
+                    await asyncio.wait(refused)
 
     async def _leave_nothing(self) -> None:
         """Leave nothing on the loop, however `run` ends."""

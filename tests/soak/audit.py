@@ -97,11 +97,11 @@ class Audit:
                 self._by_worker[each.worker].append(each)
         # A port may be used again: what is told of a client is of whoever had it last.
         self._next: dict[int, float] = {}
-        last: dict[str, int] = {}
+        last: dict[str, Session] = {}
         for session in self._sessions:
             if (before := last.get(session["client"])) is not None:
-                self._next[before] = session["begun"] - SLACK / 10
-            last[session["client"]] = session["number"]
+                self._next[before["number"]] = max(session["begun"] - SLACK / 10, before["ended"])
+            last[session["client"]] = session
         self.report = Report()
 
     def run(self, totals: dict[str, int]) -> Report:
