@@ -148,7 +148,8 @@ class RealClients:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             told = json.loads(line)
-            self._steps[told["session"]].put_nowait(told)
+            if (steps := self._steps.get(told["session"])) is not None:  # who was waited for too long has still an end
+                steps.put_nowait(told)
 
     async def be(self, session: plan.Session, seen: Seen) -> None:
         """Have one client, to its end."""
