@@ -481,28 +481,31 @@ class Broker:
     # What the pool decided
 
     def _do(self, actions: Iterable[Action]) -> None:
-        self._store.marks.totals = astuple(self.pool.totals)  # close to the mark of a lease, which is counted with it
         for action in actions:
             try:
                 self._carry_out(action)
             except Exception as error:  # noqa: BLE001 - ours, and no reason to leave the others undone
                 self._survive(str(action), error)
+        self._keep_totals()
         self._reporter.changed()
         self._set_timer()
         self._end_if_unused()
         self._news.set()
 
     def _carry_out(self, action: Action) -> None:
+        """Do it. What is told, counted and marked of it is so close together that a kill hardly comes between."""
         match action:
             case Start(number):
                 self.keeper.start(number)
             case Stop(number, reason, detail):
                 self._tell_why(number, reason, detail)
+                self._keep_totals()
                 self._store.marks.slot(number).doomed = True
                 self.keeper.stop(number)
             case Probe(number):
                 self.keeper.probe(number)
             case Lease(number, session):
+                self._keep_totals()
                 self._mark(number)
                 self._take_turn(session, number)
             case Break(_, session):
@@ -536,6 +539,9 @@ class Broker:
             text=client.refusal,
         )
         self._take_turn(client.session, None)
+
+    def _keep_totals(self) -> None:
+        self._store.marks.totals = astuple(self.pool.totals)
 
     def _mark(self, number: int) -> None:
         """Note about a worker what the next broker has to know of it, if this one is killed."""
