@@ -18,6 +18,7 @@ from ooodd.client import Client, clients_left
 from ooodd.journal import Journal
 from ooodd.pool import Pool, Worker
 from ooodd.store import MOST_WORKERS, Store
+from ooodd.urp import is_opening
 from ooodd.worker import Keeper, Office, Verdict
 
 
@@ -38,10 +39,10 @@ class Adoption:
         """Find out what goes on. Sockets that are of no use are closed, the others are their clients'."""
         now = time.monotonic()
         sessions, waiting = clients_left(left)
-        self._tell_of_the_lost({client.session for client in (*sessions.values(), *waiting)})
+        self._tell_of_the_lost({client.session for client in sessions.values()} | waiting.keys())
         if not left and not running:
             return
-        self._correct_the_totals(running, {client.session for client in waiting})
+        self._correct_the_totals(running, waiting)
         verdicts = {
             number: self._take_over_office(number, office, sessions.pop(number, None), now)
             for number, office in sorted(running.items())
@@ -54,7 +55,7 @@ class Adoption:
         for number, verdict in verdicts.items():  # now that the pool knows what runs, and starts nothing twice
             if verdict is not None:
                 self.actions += self._pool.probed(number, now, **asdict(verdict))
-        self.clients += waiting
+        self.clients += waiting.values()
 
     def _tell_of_the_lost(self, kept: AbstractSet[int]) -> None:
         """Tell of the client that the earlier broker had accepted, but not kept yet, when it was killed."""
@@ -63,15 +64,19 @@ class Adoption:
             self._journal.log(messages.CLIENT_LOST, session=session, client=name)
         self._store.marks.accepted = 0, ""
 
-    def _correct_the_totals(self, running: Mapping[int, Office], waiting: AbstractSet[int]) -> None:
+    def _correct_the_totals(self, running: Mapping[int, Office], waiting: dict[int, Client]) -> None:
         """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped.
 
-        And count the sessions once that had been leased a worker, but had not begun: they are to be leased one again.
+        And count the sessions once that were leased a worker, but had not begun: they are to be leased one again. Those
+        that had begun were ending, and half of their sockets were kept no more; they wait for nothing.
         """
         for number in range(1, MOST_WORKERS + 1):
             slot = self._store.marks.slot(number)
             if slot.client in waiting and not slot.doomed:
-                self._pool.totals.sessions -= 1
+                if is_opening(waiting[slot.client].opening()):
+                    self._pool.totals.sessions -= 1
+                else:
+                    self._give_up(waiting.pop(slot.client), number, "it was just ending")
             alive = number in running and running[number].pid == slot.pid
             if slot.pid and not alive:
                 if not slot.doomed:

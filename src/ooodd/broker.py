@@ -505,7 +505,6 @@ class Broker:
             case Probe(number):
                 self.keeper.probe(number)
             case Lease(number, session):
-                self._keep_totals()
                 self._mark(number)
                 self._take_turn(session, number)
             case Break(_, session):
@@ -546,6 +545,7 @@ class Broker:
     def _mark(self, number: int) -> None:
         """Note about a worker what the next broker has to know of it, if this one is killed."""
         worker, slot = self.pool.workers[number], self._store.marks.slot(number)
+        self._keep_totals()  # if it has a client, that was counted
         slot.client = worker.client or 0
         slot.pid = self.keeper.office(number).pid
         slot.uses, slot.max_uses, slot.since = worker.uses, worker.max_uses, worker.started

@@ -110,8 +110,8 @@ class Client:
             self.office.close()
 
 
-def clients_left(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int, Client], list[Client]]:
-    """Return the clients that the store has kept: those with a session by worker, those that wait in order.
+def clients_left(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int, Client], dict[int, Client]]:
+    """Return the clients that the store has kept: those with a session by worker, those that wait by session, in order.
 
     Closes what is neither.
     """
@@ -131,7 +131,7 @@ def clients_left(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int,
     for client in sessions.values():  # the broker before was killed as it leased
         if (twice := waiting.pop(client.session, None)) is not None:
             twice.close()
-    return sessions, [waiting[session] for session in sorted(waiting)]
+    return sessions, {session: waiting[session] for session in sorted(waiting)}
 
 
 def _adopted(name: str, session: int, connection: socket.socket, since: int) -> Client:

@@ -30,9 +30,9 @@ MOST_WORKERS = 1000
 # The layout of the marks; whoever changes it changes the magic. Native sizes: it never leaves the machine.
 _MAGIC = b"ooodd\0\0\2"
 _HEADER_SIZE = 128
-_TOTALS = struct.Struct("6Q")
+_TOTALS = 6
 _TOTALS_AT = 16
-_LAST_SESSION_AT = _TOTALS_AT + _TOTALS.size
+_LAST_SESSION_AT = _TOTALS_AT + _TOTALS * 8
 # The longest name is that of an IPv6 client, 47 characters.
 _ACCEPTED = struct.Struct("Q48s")
 _ACCEPTED_AT = _LAST_SESSION_AT + 8
@@ -147,6 +147,7 @@ class Marks:
         if bytes(self.memory[: len(_MAGIC)]) != _MAGIC:
             self.memory[:] = bytes(_SIZE)
             self.memory[: len(_MAGIC)] = _MAGIC
+        self._totals = self.memory[_TOTALS_AT:_LAST_SESSION_AT].cast("Q")
 
     def slot(self, number: int) -> Slot:
         """Return the marks of a worker, 1 to 1000."""
@@ -157,11 +158,12 @@ class Marks:
     @property
     def totals(self) -> tuple[int, ...]:
         """Sessions, refused, recycled, crashed, hung, dirty, since the service was started first."""
-        return _TOTALS.unpack_from(self.memory, _TOTALS_AT)
+        return tuple(self._totals)
 
     @totals.setter
     def totals(self, values: tuple[int, ...]) -> None:
-        _TOTALS.pack_into(self.memory, _TOTALS_AT, *values)
+        for index, value in enumerate(values):  # each by one write: a kill leaves the old one or the new one
+            self._totals[index] = value
 
     @property
     def last_session(self) -> int:
@@ -209,6 +211,7 @@ class Marks:
 
     def close(self) -> None:
         """Let the memory go; slots can't be used any more."""
+        self._totals.release()
         self.memory.release()
         if isinstance(self._buffer, mmap.mmap):
             self._buffer.close()
