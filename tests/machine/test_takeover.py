@@ -210,6 +210,25 @@ def test_restarts_under_load_are_noticed_by_nobody(service: Service) -> None:
     }
 
 
+def test_brokers_are_followed_whatever_else_of_systemd_is_renewed(service: Service) -> None:
+    """A reexecuted manager passes on what it keeps in the opposite order."""
+    service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
+    holders = [service.holding_client() for _ in range(2)]
+    waiting = [service.waiting_client() for _ in range(3)]
+    for _ in range(2):
+        service.machine.run("systemctl", "daemon-reexec", check=True)
+        old = broker(service)
+        os.kill(old, signal.SIGKILL)
+        next_broker(service, old)
+    service.machine.run("systemctl", "restart", "systemd-journald.service", check=True)
+    service.machine.run("systemctl", "restart", "ooodd.service", check=True)
+    assert [release(client)[0].get("pid") for client, _ in holders] == [office["pid"] for _, office in holders]
+    assert [told_error(client) for client in waiting] == [""] * 3
+    assert service.serves()
+    service.wait_total("sessions", 6)
+    counted(service, sessions=6, recycled=service.totals()["recycled"])
+
+
 def test_an_office_that_is_killed_with_its_broker_is_counted_once(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
     other, office = service.holding_client()
