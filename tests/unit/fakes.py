@@ -22,6 +22,7 @@ from typing import Self
 from ooodd.actions import Reason
 from ooodd.errors import StartError
 from ooodd.messages import Message
+from ooodd.pool import Pool, State
 from ooodd.worker import Office
 from urp_office import BrokeOff, OfficeSide
 
@@ -296,3 +297,13 @@ async def until(condition: Callable[[], object]) -> None:
     """Let everything else on the loop run until the condition holds; the hang limit ends what never does."""
     while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
         await asyncio.sleep(0)
+
+
+def states(pool: Pool) -> list[State]:
+    """What the workers are doing, by number."""
+    return [worker.state for worker in pool.workers.values()]
+
+
+async def settled(pool: Pool, *expected: State) -> None:
+    """Wait until the workers have these states."""
+    await until(lambda: states(pool) == list(expected))

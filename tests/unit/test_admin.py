@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fakes import OPENING, until
+from fakes import OPENING, settled, until
 from ooodd import admin, broker, config, messages
 from ooodd.admin import ControlSocket
 from ooodd.config import Config
@@ -64,7 +64,7 @@ async def say(directory: Path, *lines: bytes) -> bytes:
 
 async def test_status_has_exactly_the_fixed_keys() -> None:
     async with controlled() as (it, directory):
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         status = await ask(directory)
         assert set(status) == {"workers", "queue", "totals", "config"}
         assert [set(worker) for worker in status["workers"]] == [WORKER]
@@ -77,7 +77,7 @@ async def test_status_has_exactly_the_fixed_keys() -> None:
 async def test_status_tells_of_an_idle_worker() -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     async with controlled() as (it, directory):
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         status = await ask(directory)
         (worker,) = status["workers"]
         assert (worker["id"], worker["unit"], worker["state"], worker["uses"]) == (1, "fake-1", "idle", 0)
@@ -106,7 +106,7 @@ async def test_status_tells_of_a_session_and_of_who_waits() -> None:
 
 async def test_status_tells_why_a_worker_failed() -> None:
     async with controlled(plan=["refuse"]) as (it, directory):
-        await it.settled(State.FAILED)
+        await settled(it.broker.pool, State.FAILED)
         (worker,) = (await ask(directory))["workers"]
         assert (worker["state"], worker["detail"]) == ("failed", "refused by plan: none; details: fake-1")
         assert (worker["pid"], worker["uid"], worker["memory"]) == (None, None, None)
@@ -114,20 +114,20 @@ async def test_status_tells_why_a_worker_failed() -> None:
 
 async def test_status_counts_what_went_wrong() -> None:
     async with controlled("[pool]\nworkers=1\n[queue]\nmax_clients=0") as (it, directory):
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         async with it.client() as busy, it.client() as other:
             await busy.open()
             await other.send(OPENING)
             assert await other.ended()
             await it.supervisor.kill(1)
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         totals = (await ask(directory))["totals"]
         assert (totals["sessions"], totals["refused"], totals["crashed"]) == (1, 1, 1)
 
 
 async def test_an_office_that_is_gone_has_no_memory() -> None:
     async with controlled() as (it, directory):
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         gone = dataclasses.replace(it.broker.keeper.office(1), pid=2**22 + 1)  # PID_MAX_LIMIT
         it.broker.keeper.adopt(1, gone)
         (worker,) = (await ask(directory))["workers"]
@@ -158,7 +158,7 @@ async def test_the_table_shows_what_status_tells(monkeypatch: pytest.MonkeyPatch
         await busy.open()
         await late.send(OPENING)
         await until(lambda: it.broker.pool.queue)
-        await it.settled(State.FAILED, State.BUSY)
+        await settled(it.broker.pool, State.FAILED, State.BUSY)
         lines = table(await ask(directory)).splitlines()
         assert lines[0].split() == ["WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "CLIENT"]
         assert lines[1].split()[:2] == ["1", "failed"]
@@ -174,7 +174,7 @@ async def test_the_table_shows_what_status_tells(monkeypatch: pytest.MonkeyPatch
 
 async def test_stop_ends_the_broker() -> None:
     async with controlled() as (it, directory):
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert await ask(directory, "stop") == {"done": True}
         await it.running
         assert not it.supervisor.offices
@@ -247,7 +247,7 @@ async def test_a_reload_that_finds_a_bad_configuration_leaves_the_old_one_in_for
         raise ConfigError("/etc/ooodd/ooodd.toml: pool.wrokers", "unknown key; did you mean pool.workers?")
 
     async with controlled(load=load) as (it, directory):
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         before = await ask(directory)
         with pytest.raises(AdminError) as refused:
             await ask(directory, "reload")

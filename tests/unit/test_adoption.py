@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,9 @@ from fakes import (
     ListJournal,
     ListNotifier,
     first_request,
+    settled,
+    states,
+    until,
 )
 from ooodd import adoption, forward, messages, store
 from ooodd import broker as broker_module
@@ -187,16 +190,6 @@ class Machine:
         self.listener.close()
         self.keep.close()
 
-    def states(self) -> list[State]:
-        return [worker.state for worker in self.broker.pool.workers.values()]
-
-    async def settled(self, *states: State) -> None:
-        await self.until(lambda: self.states() == list(states))
-
-    async def until(self, holds: Callable[[], object]) -> None:
-        while not holds():  # noqa: ASYNC110 - the broker has no event for each of its changes
-            await asyncio.sleep(0.001)
-
 
 @contextlib.asynccontextmanager
 async def machine(
@@ -263,11 +256,11 @@ async def test_every_byte_arrives_once_and_in_order_across_kills(seed: int) -> N
     chance = random.Random(seed)
     everything = [OPENING + chance.randbytes(chance.randrange(100_000)) for _ in range(4)]
     async with machine("[pool]\nworkers=4\nmin_workers=4") as it, contextlib.AsyncExitStack() as stack:
-        await it.settled(*[State.IDLE] * 4)
+        await settled(it.broker.pool, *[State.IDLE] * 4)
         clients = [await stack.enter_async_context(it.client()) for _ in everything]
         for client in clients:
             await client.send(OPENING)
-        await it.until(lambda: it.states() == [State.BUSY] * 4)
+        await until(lambda: states(it.broker.pool) == [State.BUSY] * 4)
         offices = list(it.fake.offices.values())
         tasks = [asyncio.create_task(all_of(client)) for client in clients]
         tasks += [
@@ -311,13 +304,13 @@ async def test_a_session_of_which_bytes_were_held_is_ended_and_never_corrupted(w
         if which == "client":  # does not read what it has asked for
             direction = forwarding._to_client
             sending = asyncio.create_task(client.send(data * 16))
-            await it.until(lambda: direction._pending is not None)
+            await until(lambda: direction._pending is not None)
         else:  # does not read what it is told
             for task in office._tasks:
                 task.cancel()  # a frozen process, but its socket is open
             direction = forwarding._to_office
             sending = asyncio.create_task(client.send(data * 16))
-            await it.until(lambda: direction._pending is not None)
+            await until(lambda: direction._pending is not None)
         await it.replace()
         line = await it.journal.wait_for(messages.SESSION_LOST)
         assert (line["session"], line["worker"], line["why"]) == (1, number, "bytes of it may be lost")
@@ -329,7 +322,7 @@ async def test_a_session_of_which_bytes_were_held_is_ended_and_never_corrupted(w
         assert (data * 16).startswith(heard)
         assert await echoes(other)
         assert it.journal.count(messages.SESSION_LOST) == 1
-        await it.until(lambda: it.fake.started.count(number) == 2)
+        await until(lambda: it.fake.started.count(number) == 2)
         assert it.broker.pool.totals.recycled == 1
 
 
@@ -349,7 +342,7 @@ async def test_a_half_closed_session_goes_on(side: str) -> None:
         await it.begin()
         assert await client.ended()
         client.socket.close()
-        await it.until(lambda: it.fake.started == [1, 1])
+        await until(lambda: it.fake.started == [1, 1])
         if side == "office":
             await asyncio.wait([task])
 
@@ -368,7 +361,7 @@ async def test_a_broker_that_hands_over_flushes_what_it_holds() -> None:
         assert forwarding is not None
         session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         await client.send(data)
-        await it.until(lambda: forwarding._to_office.total == len(OPENING) + len(data))
+        await until(lambda: forwarding._to_office.total == len(OPENING) + len(data))
         assert forwarding._to_office._pending is None
         assert forwarding._to_client._pending is not None
         it.broker.end(End.HAND_OVER)
@@ -392,7 +385,7 @@ async def test_a_broker_that_hands_over_does_not_wait_for_who_reads_nothing(monk
         forwarding = it.broker.clients[1].forwarding
         assert forwarding is not None
         sending = asyncio.create_task(client.send(bytes(8 << 20)))
-        await it.until(lambda: forwarding._to_client._pending is not None)
+        await until(lambda: forwarding._to_client._pending is not None)
         await it.hand_over()
         await it.begin()
         assert (await it.journal.wait_for(messages.SESSION_LOST))["session"] == 1
@@ -417,13 +410,13 @@ async def test_a_session_that_is_leased_while_another_is_handed_over_begins_unde
         async with it.client() as other:
             assert await other.open() == HELLO
             await waiting.send(OPENING)
-            await it.until(lambda: it.broker.pool.queue)
+            await until(lambda: it.broker.pool.queue)
             monkeypatch.setattr(Office, "inspect", inspect)
-        await it.until(lambda: State.INSPECTING in it.states())
+        await until(lambda: State.INSPECTING in states(it.broker.pool))
         forwarding = it.broker.clients[1].forwarding
         assert forwarding is not None
         sending = asyncio.create_task(stalled.send(bytes(8 << 20)))
-        await it.until(lambda: forwarding._to_client._pending is not None)
+        await until(lambda: forwarding._to_client._pending is not None)
         it.broker.end(End.HAND_OVER)
         await it.journal.wait_for(messages.BROKER_HANDS_OVER)
         inspected.set()
@@ -490,7 +483,7 @@ async def test_every_byte_arrives_once_and_in_order_across_restarts(seed: int) -
 async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None:
     served: list[int] = []
     async with machine() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
 
         async def one(number: int) -> None:
             async with it.client() as client:
@@ -523,7 +516,7 @@ async def test_who_left_the_queue_while_no_broker_ran_is_dropped() -> None:
         await busy.open()
         async with it.client() as waiting:
             await waiting.send(OPENING)
-            await it.until(lambda: it.broker.pool.queue)
+            await until(lambda: it.broker.pool.queue)
             it.kill()
             await it.bury()
         await it.begin()
@@ -537,7 +530,7 @@ async def test_a_client_that_was_just_accepted_is_kept_or_told_of(monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(Broker, "_keep_waiting", lambda *_: it.kill())
             await client.send(OPENING)
-            await it.until(lambda: it._dying)
+            await until(lambda: it._dying)
         await it.bury()
         await it.begin()
         assert await client.ended()
@@ -552,7 +545,7 @@ async def test_a_client_that_was_just_accepted_is_kept_or_told_of(monkeypatch: p
 async def test_silent_clients_are_closed() -> None:
     async with machine() as it, it.client() as silent, it.client() as half:
         await half.send(OPENING[:5])
-        await it.until(lambda: len(it.broker.clients) == 2)
+        await until(lambda: len(it.broker.clients) == 2)
         it.kill()
         await it.bury()
         assert await silent.ended()
@@ -563,7 +556,7 @@ async def test_silent_clients_are_closed() -> None:
 
 async def test_who_connects_while_no_broker_runs_is_served() -> None:
     async with machine() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         it.kill()
         await it.bury()
         async with it.client() as client:
@@ -576,7 +569,7 @@ async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monk
     async with machine("[pool]\nworkers=1\n[queue]\ntimeout=1") as it, it.client() as first, it.client() as second:
         await first.open()
         await second.send(OPENING)
-        await it.until(lambda: it.broker.pool.queue)
+        await until(lambda: it.broker.pool.queue)
         monkeypatch.setattr("ooodd.pool.STANDSTILL", 0.05)
         monkeypatch.setattr("ooodd.pool._LOOK_INTERVAL", 0.05)
         await it.replace()
@@ -595,7 +588,7 @@ async def test_the_time_to_wait_does_not_begin_anew() -> None:
     async with machine(f'{ONE}\n[queue]\ntimeout="1h"') as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)
-        await it.until(lambda: len(it.broker.pool.queue) == 1)
+        await until(lambda: len(it.broker.pool.queue) == 1)
         it.kill()
         await it.bury()
         an_hour_earlier(it, 2)
@@ -671,11 +664,11 @@ async def test_a_client_that_waited_leaves_a_worker_that_can_go_on() -> None:
         async with it.client() as busy, it.client() as waiting:
             await busy.open()
             await waiting.send(OPENING)
-            await it.until(lambda: it.broker.pool.queue)
+            await until(lambda: it.broker.pool.queue)
             await it.replace()
             busy.socket.close()
             assert await waiting.receive(len(HELLO)) == HELLO
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert it.fake.started == [1, 1]
 
 
@@ -685,7 +678,7 @@ async def test_a_worker_whose_session_had_ended_is_recycled_and_never_handed_out
         async with it.client() as client:
             await client.open()
             it.fake.offices[1].fault = "hang-after-session"
-        while it.states() != [State.STOPPING if after else State.INSPECTING]:  # for a few turns alone  # noqa: ASYNC110
+        while states(it.broker.pool) != [State.STOPPING if after else State.INSPECTING]:  # for a few turns alone  # noqa: ASYNC110
             await asyncio.sleep(0)
         old = it.fake.offices.get(1)
         await it.replace()
@@ -699,16 +692,16 @@ async def test_a_worker_whose_session_had_ended_is_recycled_and_never_handed_out
 async def test_a_worker_amid_inspection_does_not_keep_the_next_broker_from_the_others() -> None:
     config = "[pool]\nworkers=2\nmin_workers=2\nprobe_timeout=0.5"
     async with machine(config) as it, it.client() as one, it.client() as two:
-        await it.settled(State.IDLE, State.IDLE)
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
         await one.open()
         await two.open()
         client, other = (one, two) if it.broker.pool.workers[1].client == 1 else (two, one)
         it.fake.offices[1].fault = "hang-after-session"
         client.socket.close()
-        await it.settled(State.INSPECTING, State.BUSY)
+        await settled(it.broker.pool, State.INSPECTING, State.BUSY)
         await it.replace()
         assert await echoes(other)
-        await it.settled(State.IDLE, State.BUSY)
+        await settled(it.broker.pool, State.IDLE, State.BUSY)
 
 
 async def test_an_idle_worker_is_probed_and_serves_with_its_uses_kept() -> None:
@@ -716,12 +709,12 @@ async def test_an_idle_worker_is_probed_and_serves_with_its_uses_kept() -> None:
         for _ in range(2):
             async with it.client() as client:
                 await client.open()
-            await it.settled(State.IDLE)
+            await settled(it.broker.pool, State.IDLE)
         before = it.broker.pool.workers[1]
         probes = it.fake.offices[1].probes
         await it.replace()
-        assert it.states() == [State.INSPECTING]
-        await it.settled(State.IDLE)
+        assert states(it.broker.pool) == [State.INSPECTING]
+        await settled(it.broker.pool, State.IDLE)
         after = it.broker.pool.workers[1]
         assert (after.uses, after.max_uses, after.started) == (2, before.max_uses, before.started)
         assert it.fake.offices[1].probes == probes + 1
@@ -730,14 +723,14 @@ async def test_an_idle_worker_is_probed_and_serves_with_its_uses_kept() -> None:
             async with it.client() as client:
                 assert await client.open() == HELLO
                 assert it.broker.pool.workers[1].uses == uses
-            await it.settled(State.IDLE) if uses < before.max_uses else None
-        await it.until(lambda: it.fake.started == [1, 1])
+            await settled(it.broker.pool, State.IDLE) if uses < before.max_uses else None
+        await until(lambda: it.fake.started == [1, 1])
 
 
 @pytest.mark.parametrize("fault", ["hang", "deaf", "close-early", "never-let-go"])
 async def test_an_idle_worker_that_went_bad_meanwhile_is_not_handed_out(fault: str) -> None:
     async with machine("[pool]\nworkers=1\nprobe_timeout=0.1") as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         it.kill()
         await it.bury()
         (old,) = it.fake.offices.values()
@@ -761,7 +754,7 @@ async def test_of_another_process_the_marks_say_nothing() -> None:
         line = await it.journal.wait_for(messages.SESSION_LOST)
         assert line["why"] == "its office ended meanwhile"
         assert await client.ended()
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         worker = it.broker.pool.workers[1]
         assert worker.uses == 0
         assert worker.max_uses > 4
@@ -772,7 +765,7 @@ async def test_of_another_process_the_marks_say_nothing() -> None:
 @pytest.mark.parametrize("busy", [True, False])
 async def test_an_office_that_ended_while_no_broker_ran_counts_once(busy: bool) -> None:  # noqa: FBT001
     async with machine(TWO) as it, it.client() as client, it.client() as other:
-        await it.settled(State.IDLE, State.IDLE)
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
         await other.open()
         number = 2 if it.broker.pool.workers[1].client else 1
         if busy:
@@ -784,8 +777,8 @@ async def test_an_office_that_ended_while_no_broker_ran_counts_once(busy: bool) 
         assert not busy or (await it.journal.wait_for(messages.SESSION_LOST))["worker"] == number
         assert not busy or await client.ended()
         assert await echoes(other)
-        await it.until(lambda: it.fake.started.count(number) == 2)
-        await it.until(lambda: it.broker.pool.workers[number].state is State.IDLE)
+        await until(lambda: it.fake.started.count(number) == 2)
+        await until(lambda: it.broker.pool.workers[number].state is State.IDLE)
         assert it.broker.pool.totals.crashed == 1
         await it.replace()
         assert it.broker.pool.totals.crashed == 1
@@ -794,19 +787,19 @@ async def test_an_office_that_ended_while_no_broker_ran_counts_once(busy: bool) 
 
 async def test_totals_and_session_numbers_go_on() -> None:
     async with machine("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         numbers = []
         for _ in range(3):
             async with it.client() as client, it.client() as too_many:
                 await client.open()
                 await too_many.send(OPENING)
                 await it.journal.wait_for(messages.CLIENT_REFUSED)
-            await it.settled(State.IDLE)
+            await settled(it.broker.pool, State.IDLE)
             await it.supervisor.fake.kill(1)
-            await it.settled(State.IDLE)
+            await settled(it.broker.pool, State.IDLE)
             numbers.append((await it.journal.wait_for(messages.SESSION_BEGIN))["session"])
             await it.replace()
-            await it.settled(State.IDLE)
+            await settled(it.broker.pool, State.IDLE)
         totals = it.broker.pool.totals
         assert (totals.sessions, totals.refused, totals.crashed) == (3, 3, 3)
         assert numbers == [1, 3, 5]
@@ -815,35 +808,35 @@ async def test_totals_and_session_numbers_go_on() -> None:
 
 async def test_with_fewer_workers_sessions_go_on_and_their_workers_go_afterwards() -> None:
     async with machine("[pool]\nworkers=4\nmin_workers=4") as it, contextlib.AsyncExitStack() as stack:
-        await it.settled(*[State.IDLE] * 4)
+        await settled(it.broker.pool, *[State.IDLE] * 4)
         clients = {}
         for session in range(1, 5):
             client = await stack.enter_async_context(it.client())
             await client.open()
             clients[it.broker.clients[session].worker] = client
         clients.pop(4).socket.close()
-        await it.settled(*[State.BUSY] * 3, State.IDLE)
+        await settled(it.broker.pool, *[State.BUSY] * 3, State.IDLE)
         await it.replace("[pool]\nworkers=1")
         for client in clients.values():
             assert await echoes(client)
         async with it.client() as waiting:
             await waiting.send(OPENING)
-            await it.until(lambda: it.broker.pool.queue)
-            await it.until(lambda: len(it.fake.offices) == 3)  # the idle one was probed, and goes
+            await until(lambda: it.broker.pool.queue)
+            await until(lambda: len(it.fake.offices) == 3)  # the idle one was probed, and goes
             for client in clients.values():
                 client.socket.close()
             assert await waiting.receive(len(HELLO)) == HELLO
-        await it.until(lambda: it.broker.pool.workers.keys() == {1})
-        await it.settled(State.IDLE)
+        await until(lambda: it.broker.pool.workers.keys() == {1})
+        await settled(it.broker.pool, State.IDLE)
         assert it.fake.offices.keys() == {1}
 
 
 async def test_a_worker_that_was_being_started_is_probed_or_started_anew() -> None:
     async with machine(TWO, ["", "deaf"]) as it:
-        await it.settled(State.IDLE, State.STARTING)
+        await settled(it.broker.pool, State.IDLE, State.STARTING)
         it.fake.offices[2].fault = ""
         await it.replace("[pool]\nworkers=2\nmin_workers=2\nprobe_timeout=0.2")
-        await it.settled(State.IDLE, State.IDLE)
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
         async with it.client() as first, it.client() as second:
             assert await first.open() == HELLO
             assert await second.open() == HELLO
@@ -999,7 +992,7 @@ async def live_and_die(line: int | None) -> Death:
     """Let a broker die at a line of that story, and see that the next one makes the best of it."""
     async with machine(ONE, keep=SystemdKeep()) as it:
         it.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)  # as ooodd.socket does
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         offices = set(it.fake.offices.values())
         story = Story(it)
         with Death(it, line) as death:
@@ -1008,7 +1001,7 @@ async def live_and_die(line: int | None) -> Death:
             await asyncio.wait([telling, dying], return_when=asyncio.FIRST_COMPLETED)
             dying.cancel()
             if line is None:
-                await it.settled(State.IDLE)
+                await settled(it.broker.pool, State.IDLE)
         lost: set[object] = set()
         stored: set[str] = set()
         if death.happened.is_set():
@@ -1017,7 +1010,7 @@ async def live_and_die(line: int | None) -> Death:
             await it.begin()
             lost = {fields["session"] for message, fields in it.journal.lines if message is messages.SESSION_LOST}
         await telling
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         offices |= set(it.fake.offices.values())
         whole = [GREETING + said for said in story.said]
         cut = [number for number, heard in enumerate(story.heard) if heard != whole[number]]
@@ -1054,7 +1047,7 @@ async def test_a_broker_may_be_killed_at_any_line_of_its_taking_over() -> None:
             for client in clients:
                 await client.send(OPENING)
             await it.journal.wait_for(messages.SESSION_BEGIN, 2)
-            await it.until(lambda: len(it.broker.pool.queue) == 2)
+            await until(lambda: len(it.broker.pool.queue) == 2)
             it.kill()
             await it.bury()
             death = Death(it, line)

@@ -6,13 +6,25 @@ import contextlib
 import socket
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fakes import GREETING, OPENING, FakeClient, FakeOffice, FakeSupervisor, ListJournal, ListNotifier, first_request
+from fakes import (
+    GREETING,
+    OPENING,
+    FakeClient,
+    FakeOffice,
+    FakeSupervisor,
+    ListJournal,
+    ListNotifier,
+    first_request,
+    settled,
+    states,
+    until,
+)
 from ooodd import broker as broker_module
 from ooodd import messages
 from ooodd.broker import Broker, End
@@ -51,20 +63,8 @@ class World:
     def client(self) -> FakeClient:
         return FakeClient(self.listener.getsockname())
 
-    def states(self) -> list[State]:
-        return [worker.state for worker in self.broker.pool.workers.values()]
-
     def queued(self, count: int) -> bool:
         return len(self.broker.pool.queue) == count
-
-    async def settled(self, *states: State) -> None:
-        """Wait until the workers have these states."""
-        await self.until(lambda: self.states() == list(states))
-
-    async def until(self, holds: Callable[[], object]) -> None:
-        """Wait until it holds; each round lets the loop do what it has to."""
-        while not holds():  # noqa: ASYNC110 - the broker has no event for each of its changes
-            await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager
@@ -88,17 +88,17 @@ async def test_a_client_has_an_office_to_itself() -> None:
         assert await client.open() == HELLO
         await client.send(b"more")
         assert await client.receive(4) == b"more"
-        assert it.states() == [State.BUSY]
+        assert states(it.broker.pool) == [State.BUSY]
         client.socket.shutdown(socket.SHUT_WR)
         assert await client.ended()
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert it.supervisor.offices[1].sessions == [OPENING + b"more"]
 
 
 async def test_queued_clients_are_served_in_order_one_at_a_time() -> None:
     served: list[int] = []
     async with world() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
 
         async def one(number: int) -> None:
             async with it.client() as client:
@@ -110,7 +110,7 @@ async def test_queued_clients_are_served_in_order_one_at_a_time() -> None:
             tasks = []
             for number in range(20):
                 tasks.append(asyncio.create_task(one(number)))
-                await it.until(partial(it.queued, number + 1))
+                await until(partial(it.queued, number + 1))
         await asyncio.gather(*tasks)
         assert served == list(range(20))
         await it.journal.wait_for(messages.SESSION_END, 21)
@@ -148,7 +148,7 @@ async def test_max_uses_without_jitter_is_exact() -> None:
 
 async def test_silent_and_vanishing_connections_cost_no_worker() -> None:
     async with world() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(20):
                 await stack.enter_async_context(it.client())
@@ -165,7 +165,7 @@ async def test_silent_and_vanishing_connections_cost_no_worker() -> None:
 async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "_MOST_SILENT", 2)
     async with world() as it, it.client() as first, it.client() as second:
-        await it.until(lambda: len(it.broker.clients) == 2)
+        await until(lambda: len(it.broker.clients) == 2)
         async with it.client():
             assert await first.ended()
             assert await second.open() == HELLO
@@ -173,12 +173,12 @@ async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pyte
 
 async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> None:
     async with world() as it, it.client() as client:
-        await it.settled(State.IDLE)
-        await it.until(lambda: it.broker.clients)
+        await settled(it.broker.pool, State.IDLE)
+        await until(lambda: it.broker.clients)
         await client.send(OPENING)
         it.broker._hang_up_on_the_most_silent()
         assert await client.ended()
-        await it.until(lambda: not it.broker.clients)
+        await until(lambda: not it.broker.clients)
         assert it.broker.pool.totals.sessions == 0
         assert it.journal.count(messages.INTERNAL_ERROR) == 0
 
@@ -196,7 +196,7 @@ async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> 
 )
 async def test_what_is_not_urp_gets_no_office(noise: bytes) -> None:
     async with world() as it, it.client() as client:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         with contextlib.suppress(ConnectionError):
             await client.send(noise)
             assert await client.ended()
@@ -218,7 +218,7 @@ async def test_who_leaves_the_queue_is_dropped_at_once() -> None:
         await busy.open()
         async with it.client() as waiting:
             await waiting.send(OPENING)
-            await it.until(lambda: it.broker.pool.queue)
+            await until(lambda: it.broker.pool.queue)
         await it.journal.wait_for(messages.CLIENT_LEFT)
         assert not it.broker.pool.queue
         assert it.broker.pool.totals.sessions == 1
@@ -236,7 +236,7 @@ async def test_a_waiting_client_that_floods_fills_nothing_but_its_own_socket() -
 
 async def test_a_full_queue_turns_away() -> None:
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         async with it.client() as busy, it.client() as other:
             await busy.open()
             await other.send(OPENING)
@@ -248,16 +248,16 @@ async def test_a_full_queue_turns_away() -> None:
 
 async def test_a_killed_idle_worker_comes_back() -> None:
     async with world() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         await it.supervisor.kill(1)
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert it.supervisor.started == [1, 1]
         assert it.broker.pool.totals.crashed == 1
 
 
 async def test_a_killed_busy_worker_ends_its_session_and_no_other() -> None:
     async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as first, it.client() as second:
-        await it.settled(State.IDLE, State.IDLE)
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
         await first.open()
         await second.open()
         (number,) = (worker.id for worker in it.broker.pool.workers.values() if worker.client == 1)
@@ -294,7 +294,7 @@ async def test_an_office_that_never_lets_go_is_replaced() -> None:
             await client.open()
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await it.journal.wait_for(messages.WORKER_DIRTY)
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
 
 
 @pytest.mark.parametrize("fault", ["leaves-document", "leaves-frame", "rubbish"])
@@ -320,9 +320,9 @@ async def test_an_office_left_amid_a_call_is_never_handed_out() -> None:
 
 async def test_a_hung_idle_office_is_replaced_before_anybody_meets_it() -> None:
     async with world("[pool]\nworkers=1\nprobe_interval=1\nprobe_timeout=0.1") as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         office = it.supervisor.offices[1]
-        await it.until(lambda: office.probes == 2)
+        await until(lambda: office.probes == 2)
         office.fault = "hang"
         await it.journal.wait_for(messages.WORKER_HUNG)
         async with it.client() as client:
@@ -348,7 +348,7 @@ async def test_a_session_has_its_limits_and_a_well_office_survives_them(key: str
         assert await client.ended()
         ended = await it.journal.wait_for(messages.SESSION_END)
         assert ended["by"] == f"ooodd: [session] {key} = 1 s"
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert it.supervisor.started == [1]
 
 
@@ -400,7 +400,7 @@ async def test_if_no_office_can_be_started_who_waits_is_told(monkeypatch: pytest
         assert b"ooodd: no office can be started: refused by plan: none; details: fake-1" in answer
         async with it.client() as late:
             assert b"no office can be started" in await asks(late)
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         async with it.client() as client_after:
             assert await client_after.open() == HELLO
 
@@ -410,7 +410,7 @@ async def test_one_host_can_have_its_share_of_the_queue() -> None:
     async with world(config) as it, it.client() as busy, it.client() as waiting, it.client() as one_too_many:
         await busy.open()
         await waiting.send(OPENING)
-        await it.until(lambda: it.queued(1))
+        await until(lambda: it.queued(1))
         assert b"1 clients of 127.0.0.1 wait already ([queue] max_per_host)" in await asks(one_too_many)
 
 
@@ -428,8 +428,8 @@ async def test_at_no_load_everything_stops_and_the_broker_too() -> None:
 
 async def test_a_connection_that_says_nothing_yet_keeps_the_broker() -> None:
     async with world("[pool]\nworkers=1\nmin_workers=0\nidle_timeout=1", ends_unused=True) as it, it.client() as slow:
-        await it.until(lambda: it.broker.clients)
-        await it.until(lambda: it.broker.pool.unused)
+        await until(lambda: it.broker.clients)
+        await until(lambda: it.broker.pool.unused)
         assert await slow.open() == HELLO
 
 
@@ -440,7 +440,7 @@ async def test_draining_lets_a_session_end_and_refuses_who_waits() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         answer = asyncio.create_task(asks(waiting))
-        await it.until(lambda: it.queued(1))
+        await until(lambda: it.queued(1))
         it.broker.end(End.DRAIN)
         assert b"ooodd: the service is stopping" in await answer
         await busy.send(b"still at it")
@@ -468,7 +468,7 @@ async def test_a_reload_touches_no_session() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)
-        await it.until(lambda: it.queued(1))
+        await until(lambda: it.queued(1))
         it.broker.reload(parse("[pool]\nworkers=2\n[log]\nlevel='detail'", "test"))
         assert await waiting.receive(len(HELLO)) == HELLO
         assert it.journal.level == "detail"
@@ -489,7 +489,7 @@ async def test_an_office_that_breaks_off_is_recycled_though_it_lives() -> None:
 
 async def test_a_worker_that_vanished_unnoticed_costs_its_next_client_nothing() -> None:
     async with world() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         await it.supervisor.offices[1].close()
         async with it.client() as client:
             assert await client.open() == HELLO
@@ -503,7 +503,7 @@ async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytes
         raise OSError(24, "Too many open files")
 
     async with world() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         with monkeypatch.context() as patch:
             patch.setattr("ooodd.listeners.accept", no_descriptor)
             async with it.client() as client:
@@ -515,7 +515,7 @@ async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytes
 
 async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as other:
-        await it.settled(State.IDLE, State.IDLE)
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
         await other.open()
         with monkeypatch.context() as patch:
             patch.setattr("ooodd.broker.Forwarding", None)
@@ -541,7 +541,7 @@ async def test_an_error_of_ours_leaves_no_action_of_the_pool_undone(
 
     monkeypatch.setattr(Keeper, "start", fail_one)
     async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as client:
-        await it.settled(State.STARTING, State.IDLE)
+        await settled(it.broker.pool, State.STARTING, State.IDLE)
         assert it.journal.count(messages.INTERNAL_ERROR) == 1
         assert "in fail_one" in caplog.text
         assert await client.open() == HELLO
@@ -551,7 +551,7 @@ async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting, it.client() as silent:
         await busy.open()
         await waiting.send(OPENING)
-        await it.until(lambda: it.broker.pool.queue and len(it.broker.clients) == 3)
+        await until(lambda: it.broker.pool.queue and len(it.broker.clients) == 3)
         it.broker.end(End.STOP)
         assert await busy.ended()
         assert await waiting.ended()
@@ -562,7 +562,7 @@ async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
 
 async def test_the_status_line_says_what_to_do() -> None:
     async with world("[pool]\nworkers=2\nmin_workers=2", ["refuse", ""]) as it:
-        await it.settled(State.FAILED, State.IDLE)
+        await settled(it.broker.pool, State.FAILED, State.IDLE)
         assert it.broker.status_line() == "0 of 2 busy, 0 queued, 1 failed: journalctl -u ooodd"
         assert it.notifier.states[0].startswith("READY=1\nSTATUS=0 of 2 busy")
 
@@ -571,7 +571,7 @@ async def test_a_hand_over_while_an_office_is_inspected() -> None:
     async with world("[pool]\nworkers=1\nprobe_timeout=60", ["hang-after-session"]) as it:
         async with it.client() as client:
             await client.open()
-        await it.settled(State.INSPECTING)
+        await settled(it.broker.pool, State.INSPECTING)
         it.broker.end(End.HAND_OVER)
         await it.running
         await it.supervisor.close()

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from fakes import OPENING, FakeClient, ListJournal, until
+from fakes import OPENING, FakeClient, ListJournal, settled, states, until
 from ooodd import broker as broker_module
 from ooodd import messages
 from ooodd.actions import Action, Reason
@@ -110,13 +110,13 @@ class Scene:
         pool, keeper = it.broker.pool, it.broker.keeper
         for office in it.supervisor.offices.values():
             office.fault = ""
-        await it.until(lambda: len(it.broker.clients) == alive and not pool.queue)
+        await until(lambda: len(it.broker.clients) == alive and not pool.queue)
         for _ in range(2):
-            await it.until(lambda: sorted(it.states()) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
-            await it.until(lambda: not keeper._tasks)
+            await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
+            await until(lambda: not keeper._tasks)
             self.probe_all()  # what nobody has noticed yet comes out
-        await it.until(lambda: sorted(it.states()) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
-        await it.until(lambda: not keeper._tasks)
+        await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
+        await until(lambda: not keeper._tasks)
         for number, client in enumerate(self.bystanders):
             words = b"%d and still here" % number
             await client.send(words)
@@ -159,7 +159,7 @@ def check_lines(journal: ListJournal) -> None:
 @contextlib.asynccontextmanager
 async def scene(max_clients: int = 1000, plan: list[str] | None = None) -> AsyncIterator[Scene]:
     async with world(CONFIG.format(max_clients=max_clients), plan) as it, it.client() as first, it.client() as second:
-        await it.settled(*[State.IDLE] * 3)
+        await settled(it.broker.pool, *[State.IDLE] * 3)
         for client in (first, second):
             assert await client.open() == HELLO
         yield Scene(it, [first, second])
@@ -421,7 +421,7 @@ async def test_without_a_descriptor_a_client_is_told_and_the_office_serves_the_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with world() as it, it.client() as client, it.client() as following:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         NoDescriptors(monkeypatch, 1)
         assert b"ooodd: no file descriptor is left" in await asks(client)
         assert await client.ended()
@@ -449,7 +449,7 @@ async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypa
         for client in waiting[3:]:
             assert await client.receive(len(HELLO)) == HELLO
             client.socket.close()
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert it.supervisor.started == [1]
         totals = it.broker.pool.totals
         assert (totals.sessions, totals.refused, totals.recycled) == (3, 3, 0)
@@ -459,8 +459,8 @@ async def test_a_probe_without_a_descriptor_costs_no_worker(monkeypatch: pytest.
     async with scene() as at:
         shortage = NoDescriptors(monkeypatch, 1)
         at.probe_all()
-        assert State.INSPECTING in at.it.states()
-        await at.it.until(lambda: State.IDLE in at.it.states())
+        assert State.INSPECTING in states(at.it.broker.pool)
+        await until(lambda: State.IDLE in states(at.it.broker.pool))
         assert shortage.left == 0
         await at.recover()
         assert at.it.supervisor.stopped == []
@@ -468,9 +468,9 @@ async def test_a_probe_without_a_descriptor_costs_no_worker(monkeypatch: pytest.
 
 async def test_a_client_that_has_to_be_leased_twice_is_one_session() -> None:
     async with world() as it:
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         await it.supervisor.offices[1].close()  # and nobody has told
         async with it.client() as client:
             assert await client.open() == HELLO
-        await it.settled(State.IDLE)
+        await settled(it.broker.pool, State.IDLE)
         assert it.broker.pool.totals.sessions == it.journal.count(messages.SESSION_BEGIN) == 1

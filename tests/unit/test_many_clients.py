@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 import test_broker
-from fakes import GREETING, OPENING, FakeClient, first_request
+from fakes import GREETING, OPENING, FakeClient, first_request, settled, until
 from ooodd import messages
 from ooodd.notify import NoNotifier
 from ooodd.pool import State
@@ -51,12 +51,12 @@ async def test_of_a_crowd_some_wait_in_order_and_the_others_are_told_why_not() -
         async with it.client() as holder:
             await holder.open()
             crowd = [asyncio.create_task(be_one(it, served)) for _ in range(CLIENTS)]
-            await it.until(lambda: sum(task.done() for task in crowd) == CLIENTS - WAITING)
+            await until(lambda: sum(task.done() for task in crowd) == CLIENTS - WAITING)
             assert it.queued(WAITING)
             assert served == []
         answers = await asyncio.gather(*crowd)
-        await it.until(lambda: not it.broker.clients)
-        await it.settled(State.IDLE)
+        await until(lambda: not it.broker.clients)
+        await settled(it.broker.pool, State.IDLE)
     refusals = [answer for answer in answers if answer]
     assert len(refusals) == CLIENTS - WAITING
     assert all(REFUSAL in answer for answer in refusals)
@@ -80,11 +80,11 @@ async def test_a_waiting_client_takes_little_memory(
                 client.sendall(OPENING)
             with traced():
                 before, _ = tracemalloc.get_traced_memory()
-                await it.until(lambda: it.queued(MEASURED))
+                await until(lambda: it.queued(MEASURED))
                 gc.collect()
                 after, _ = tracemalloc.get_traced_memory()
                 most = tracemalloc.take_snapshot().statistics("lineno")[:12]
-        await it.until(lambda: len(it.broker.clients) == 1)
+        await until(lambda: len(it.broker.clients) == 1)
     each = (after - before) / MEASURED
     record_property("bytes_per_waiting_client", round(each))
     print(f"{each:.0f} bytes for each waiting client", *most, sep="\n")

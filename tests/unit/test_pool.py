@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fakes import states
 from ooodd.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
 from ooodd.pool import ALIVE, TRANSITIONS, TROUBLE, Event, IllegalTransition, Limits, Pool, State, Worker
 from ooodd.queue import Waiting
@@ -51,10 +52,6 @@ def elastic_pool(workers: int, **others: object) -> Pool:
 def serve(it: Pool, number: int, client: int, now: float, fault: Reason | None = None, memory: int = 0) -> list[Action]:
     assert it.inspect(number, client, now)
     return it.release(number, client, now, fault, memory=memory)
-
-
-def states(it: Pool) -> list[State]:
-    return [worker.state for worker in it.workers.values()]
 
 
 def test_every_state_is_reached_and_left() -> None:
