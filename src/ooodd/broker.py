@@ -106,6 +106,14 @@ class Broker:
 
     # The life of the broker
 
+    def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
+        """Take over, before `run`, what the store has kept, which is the broker's from now on, and what offices run."""
+        adoption = Adoption(self.pool, self.keeper, self._store, self._journal)
+        adoption.take_over(left, running)
+        for client in adoption.clients:  # who waits joins the pool's queue when its task begins, in this order
+            self._take_in(client)
+        self._do(adoption.actions)
+
     async def run(self, sockets: Sequence[socket.socket], *, ends_unused: bool = False) -> None:
         """Serve the listeners until `end`; with `ends_unused` also until nothing runs and nobody comes any more."""
         self._ends_unused = ends_unused
@@ -195,14 +203,6 @@ class Broker:
         while not holds():
             self._news.clear()
             await self._news.wait()
-
-    def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
-        """Take over, before `run`, what the store has kept, which is the broker's from now on, and what offices run."""
-        adoption = Adoption(self.pool, self.keeper, self._store, self._journal)
-        adoption.take_over(left, running)
-        for client in adoption.clients:  # who waits joins the pool's queue when its task begins, in this order
-            self._take_in(client)
-        self._do(adoption.actions)
 
     # The life of a client
 

@@ -245,8 +245,8 @@ class Pool:
         """When `tick` has something to do next, if nothing else happens before."""
         # What was due has been done, or waits for an event and not for a time; but who waited too long, for `tick`.
         later = [time for time in self._times() if time > self._settled]
-        if self.queue and not self.draining:
-            later += [self._look_at, self.queue[self.queue.first].joined + self.limits.queue_timeout]
+        if (oldest := self.queue.oldest) is not None and not self.draining:
+            later += [self._look_at, oldest + self.limits.queue_timeout]
         return min(later, default=None)
 
     # Events of a client
@@ -565,10 +565,9 @@ class Pool:
             yield self._refuse(self.queue.first, reason)
         if self._look_at <= now:
             self._look_at = now + _LOOK_INTERVAL
-            host = self._still_host(now - STANDSTILL, still)
-            itself = (
-                client for client, (joined, at) in self.queue.items() if at == host and joined + STANDSTILL <= now
-            )
+            since = now - STANDSTILL
+            host = self._still_host(since, still)
+            itself = (client for client, place in self.queue.items() if place.host == host and place.joined <= since)
             for client in islice(itself, 1):  # it may be the one that the others wait for
                 yield self._refuse(client, Reason.WAITS_FOR_ITSELF)
 
