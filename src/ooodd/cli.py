@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ooodd import __version__, admin, config, eager, listeners, messages
-from ooodd.broker import Broker, End
+from ooodd import __version__, config, messages
+from ooodd.broker.broker import Broker, End
+from ooodd.control import server as admin
+from ooodd.control.table import table
+from ooodd.datapath import eager
 from ooodd.errors import ConfigError, OooddError
 from ooodd.journal import Journal, StreamJournal, SystemdJournal
-from ooodd.notify import NoNotifier, SystemdNotifier
-from ooodd.processes import ProcessSupervisor
-from ooodd.socketfailure import socket_failure
-from ooodd.store import MOST_WORKERS, NoStore, Store, SystemdStore
-from ooodd.table import table
-from ooodd.units import UnitSupervisor
-from ooodd.worker import Office
+from ooodd.office.office import Office
+from ooodd.office.processes import ProcessSupervisor
+from ooodd.office.units import UnitSupervisor
+from ooodd.systemd import listeners
+from ooodd.systemd.fdstore import MOST_WORKERS, NoStore, Store, SystemdStore
+from ooodd.systemd.notify import NoNotifier, SystemdNotifier
+from ooodd.systemd.socketfailure import socket_failure
 
 _SYSTEM_RUNTIME_DIRECTORY = Path("/run/ooodd")
 _OFFICE = Path("/usr/lib/libreoffice/program")

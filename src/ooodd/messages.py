@@ -9,7 +9,7 @@ also become OOODD_WORKER=, OOODD_CLIENT= and OOODD_SESSION=.
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ooodd.actions import Reason
+from ooodd.pool.actions import Reason
 
 
 class Priority(IntEnum):

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import uno
 import unohelper
 from com.sun.star.beans import PropertyValue
 from com.sun.star.io import XInputStream, XOutputStream, XSeekable
+
+import uno
 
 HOST = "127.0.0.1"
 PORT = 2002

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import uno
-
 from client import FileInput, Steps, add_address, connect, create, error_line, leave, properties
 from convert import office_pid
 

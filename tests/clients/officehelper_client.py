@@ -22,7 +22,6 @@ import time
 from typing import Any
 
 import uno
-
 from client import Steps, add_address, connect, create, error_line, leave
 
 LIBREOFFICE_PROGRAM = "/usr/lib/libreoffice/program"

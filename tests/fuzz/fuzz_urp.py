@@ -25,8 +25,10 @@ from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID
 
 with atheris.instrument_imports(include=["ooodd"]):
     from ooodd.errors import ProtocolError
-    from ooodd.urp import Calls, Probe, Refusal, is_opening
-    from ooodd.wire import MOST_BYTES
+    from ooodd.uno.probe import Probe
+    from ooodd.uno.refusal import Refusal
+    from ooodd.uno.urp import Calls, is_opening
+    from ooodd.uno.wire import MOST_BYTES
 
 # Flags of a chunk. A framed one is given a block's header: to find one that fits is not what the fuzzer is for.
 TO_CLIENT = 1

@@ -19,7 +19,9 @@ import pytest
 
 import ooodd
 from foreground import HANG_LIMIT, OFFICE, PYTHON, pipes_of
-from ooodd.urp import Calls, Findings, Probe, Refusal
+from ooodd.uno.probe import Findings, Probe
+from ooodd.uno.refusal import Refusal
+from ooodd.uno.urp import Calls
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 CLEAN = Findings(0, 0, current=False)

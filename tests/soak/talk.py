@@ -12,8 +12,8 @@ import socket
 import struct
 from typing import Self
 
-from ooodd import probe, wire
 from ooodd.errors import ProtocolError
+from ooodd.uno import probe, wire
 
 PORT = 2002
 _TID = b".UrpProtocolPropertiesTid"

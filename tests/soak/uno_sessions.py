@@ -26,7 +26,6 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clients"))
 
 import uno
-
 from client import FileOutput, create, error_line, properties
 from convert import PDF_FILTERS
 from crash import abort, basic_loop

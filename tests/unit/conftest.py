@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ooodd import eager
+from ooodd.datapath import eager
 
 # Only catches what hangs; nothing here takes a second.
 HANG_LIMIT = 60.0

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from ooodd.actions import Reason
 from ooodd.errors import StartError
 from ooodd.messages import Message
-from ooodd.pool import Pool, State
-from ooodd.worker import Office
+from ooodd.office.office import Office
+from ooodd.pool.actions import Reason
+from ooodd.pool.pool import Pool, State
 from urp_office import BrokeOff, OfficeSide
 
 GREETING = OfficeSide().greeting()

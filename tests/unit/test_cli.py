@@ -17,13 +17,15 @@ import pytest
 
 import ooodd
 from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier
-from ooodd import admin, cli, config, listeners, messages
-from ooodd.broker import End
+from ooodd import cli, config, messages
+from ooodd.broker.broker import End
 from ooodd.cli import main
+from ooodd.control import server as admin
 from ooodd.errors import AdminError, OooddError
-from ooodd.notify import Notifier
-from ooodd.store import MemoryStore
-from ooodd.worker import Office
+from ooodd.office.office import Office
+from ooodd.systemd import listeners
+from ooodd.systemd.fdstore import MemoryStore
+from ooodd.systemd.notify import Notifier
 
 SOURCE = Path(ooodd.__file__).parents[1]
 
@@ -108,7 +110,7 @@ def test_asking_when_nothing_runs_says_what_to_do(
 def test_status_prints_json_or_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     totals = {"sessions": 0, "refused": 0}
     answer = {"workers": [], "queue": {"length": 0, "oldest_wait": 0.0}, "totals": totals, "config": {}}
-    monkeypatch.setattr("ooodd.admin.ask", lambda *_: answer)
+    monkeypatch.setattr("ooodd.control.server.ask", lambda *_: answer)
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
     assert main(["status"]) == 0
@@ -156,14 +158,14 @@ def answers(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> 
             raise error
         return {"done": True}
 
-    monkeypatch.setattr("ooodd.admin.ask", ask)
+    monkeypatch.setattr("ooodd.control.server.ask", ask)
     return asked
 
 
 def test_a_reader_that_leaves_is_no_traceback(directory: Path) -> None:
     # Linux gives a pipe 64 KiB; an answer that doesn't fit meets nobody.
     (directory / "sitecustomize.py").write_text(
-        "from ooodd import admin\nadmin.ask = lambda *_: {'workers': 'x' * 1_000_000}\n"
+        "from ooodd.control import server\nserver.ask = lambda *_: {'workers': 'x' * 1_000_000}\n"
     )
     result = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m ooodd status --json | true"],
@@ -299,7 +301,7 @@ class Service:
         monkeypatch.setenv("NOTIFY_SOCKET", "/absent")
         monkeypatch.setattr(cli, "SystemdJournal", lambda _: self.journal)
         monkeypatch.setattr(cli, "SystemdNotifier", Ear)
-        monkeypatch.setattr("ooodd.listeners.from_systemd", lambda: ([self.port.dup()], {}))
+        monkeypatch.setattr("ooodd.systemd.listeners.from_systemd", lambda: ([self.port.dup()], {}))
         monkeypatch.setattr("ooodd.cli.SystemdStore.take_over", self._take_over)
         monkeypatch.setattr("ooodd.cli.UnitSupervisor.connect", self._connect)
 

@@ -15,11 +15,11 @@ import pytest
 
 import ooodd
 from ooodd import messages
-from ooodd.actions import Reason
-from ooodd.broker import _STOP_MESSAGES, Broker
+from ooodd.broker.broker import _STOP_MESSAGES, Broker
 from ooodd.config import Config, parse
 from ooodd.journal import StreamJournal
 from ooodd.messages import LEVELS, REFUSALS, Message, Priority
+from ooodd.pool.actions import Reason
 
 SOURCE = Path(ooodd.__file__).parent
 CATALOG = Path(__file__).parents[2] / "systemd" / "ooodd.catalog"
@@ -36,7 +36,7 @@ INDIRECT = {
 
 def senders() -> Iterator[tuple[str, set[str]]]:
     """Yield each message that is sent somewhere in the source, with the fields that it is given there."""
-    for path in SOURCE.glob("*.py"):
+    for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
                 first = node.args[0]
@@ -118,7 +118,7 @@ def test_a_journal_goes_by_another_level_when_it_is_told() -> None:
 def reasons_to_refuse() -> set[Reason]:
     """Return the reasons that pool and broker give as they refuse a client."""
     found = set()
-    for name in ("pool.py", "broker.py"):
+    for name in ("pool/pool.py", "broker/broker.py"):
         for node in ast.walk(ast.parse((SOURCE / name).read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in ("_refuse", "turn_away"):

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Offices as child processes, for `ooodd run` without systemd.
+
+Each office has a session of its own, so that Ctrl-C reaches the broker alone, and dies with the broker, even one killed
+with -9 (setpriv(1), --pdeathsig). Its profile is a new temporary directory. Its pipe is in /tmp, where sal puts it.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ooodd.errors import StartError
+from ooodd.office.office import EX_OSFILE, ORDERLY_STATUSES, Office, new_profile_command
+from ooodd.pool.actions import Reason
+
+# As DefaultTimeoutStopSec= is for units: how long SIGTERM may take before SIGKILL, in seconds. Measured: 4-30 ms.
+_STOP_TIMEOUT = 5.0
+# sal's PIPEDEFAULTPATH.
+_PIPE_DIRECTORY = Path("/tmp")  # noqa: S108 - sal's choice; Office.connect verifies who listens
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+@dataclass(frozen=True)
+class _Child:
+    office: Office
+    process: Process
+    directory: Path
+    watch: "asyncio.Task[None]"
+
+
+class ProcessSupervisor:
+    """Starts and stops offices as children. Implements `worker.Supervisor`."""
+
+    def __init__(self, program: Path) -> None:
+        """Take the office's program directory, that of soffice.bin."""
+        self._program = program
+        self._children: dict[int, _Child] = {}
+        self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
+
+    def unit(self, number: int) -> str:
+        """Return the name for messages."""
+        return f"worker-{number}"
+
+    def details(self, number: int) -> str:  # noqa: ARG002
+        """Return nothing: an office's own words go to the same stderr."""
+        return ""
+
+    async def start(self, number: int) -> Office:
+        """Make a profile and start an office on it."""
+        await self.stop(number)
+        name = f"ooodd-{os.getpid()}-{number}-{secrets.token_hex(4)}"
+        directory = Path(tempfile.gettempdir()) / name
+        try:
+            directory.mkdir(mode=0o700)
+        except OSError as error:
+            raise StartError(f"no temporary directory ({error.strerror})", "make room, or set TMPDIR") from error
+        try:
+            await self._make_profile(directory / "profile")
+            process = await self._spawn(directory, name)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        office = Office(self.unit(number), process.pid, os.getuid(), _PIPE_DIRECTORY, name)
+        watch = asyncio.create_task(self._watch(number, office, process), name=f"watch worker {number}")
+        self._children[number] = _Child(office, process, directory, watch)
+        return office
+
+    async def stop(self, number: int) -> None:
+        """End the office's whole process group, and remove its profile and pipe."""
+        child = self._children.pop(number, None)
+        if child is None:
+            return
+        child.watch.cancel()
+        pipes = {*child.office.pipes(), *_other_pipes(child.process.pid)}
+        _kill(child.process.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await child.process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            _kill(child.process.pid, signal.SIGKILL)
+            await child.process.wait()
+            for pipe in pipes:
+                pipe.unlink(missing_ok=True)
+            shutil.rmtree(child.directory, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a broker that was killed has left of its offices: pipes that nobody listens at, and profiles."""
+        prefix = f"OSL_PIPE_{os.getuid()}_"
+        for pipe in _PIPE_DIRECTORY.glob(f"{prefix}ooodd-*"):
+            if pipe.lstat().st_uid == os.getuid() and _is_dead(pipe):
+                shutil.rmtree(Path(tempfile.gettempdir()) / pipe.name.removeprefix(prefix), ignore_errors=True)
+                pipe.unlink(missing_ok=True)
+
+    async def running(self) -> dict[int, Office]:
+        """Return none: children die with their broker."""
+        return {}
+
+    async def close(self) -> None:
+        """End what was left running."""
+        for number in list(self._children):
+            await self.stop(number)
+
+    async def _make_profile(self, profile: Path) -> None:
+        command = new_profile_command(profile, self._program)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True
+            )
+        except OSError as error:
+            raise StartError(f"{command[0]}: {error.strerror}") from error
+        try:
+            _, complaint = await process.communicate()
+        except asyncio.CancelledError:
+            # Let it end, which takes milliseconds: what still writes would make the directory again once it is removed.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+            _kill(process.pid, signal.SIGKILL)
+            raise
+        if process.returncode == EX_OSFILE:
+            raise StartError(
+                f"there is no office at {self._program}", "install libreoffice-writer, or give --office DIR"
+            )
+        if process.returncode:
+            text = complaint.decode(errors="replace").removeprefix("<3>").strip()
+            raise StartError(f"new-profile ended with status {process.returncode}: {text}")
+
+    async def _spawn(self, directory: Path, pipe_name: str) -> Process:
+        command = [
+            *("setpriv", "--pdeathsig", "KILL", "--", str(self._program / "soffice.bin")),
+            *("--headless", "--norestore", "--nologo", "--nodefault"),
+            f"-env:UserInstallation=file://{directory}/profile",
+            f"-env:OSL_SOCKET_PATH={directory}",
+            f"--accept=pipe,name={pipe_name};urp",
+        ]
+        environment = {**os.environ, **_ENVIRONMENT, "TMPDIR": str(directory)}
+        for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+            environment.pop(display, None)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=DEVNULL, env=environment, start_new_session=True
+            )
+        except OSError as error:
+            raise StartError(f"{command[0]}: {error.strerror}", "install util-linux") from error
+
+    async def _watch(self, number: int, office: Office, process: Process) -> None:
+        status = await process.wait()
+        reason = Reason.ENDED if status in ORDERLY_STATUSES else Reason.CRASHED
+        self.lost(number, office, reason, f"exit status {status}" if status >= 0 else f"killed by signal {-status}")
+
+
+def _other_pipes(pid: int) -> list[Path]:
+    """Return the unix sockets of an office: besides ours there is one for "single office" calls."""
+    try:
+        process = psutil.Process(pid)
+        # psutil 6 renamed it
+        connections = getattr(process, "net_connections", None) or process.connections
+        return [
+            path
+            for c in connections(kind="unix")
+            if (path := Path(str(c.laddr))).match(f"{_PIPE_DIRECTORY}/OSL_PIPE_*")
+        ]
+    except psutil.Error:
+        return []
+
+
+def _is_dead(pipe: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        return connection.connect_ex(str(pipe)) == errno.ECONNREFUSED
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    """Signal a child's process group, that of the session which it leads."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Faults at every step of a client's life and its worker's, each with each, and at random.
+
+None harms anybody else, none is forgotten or counted twice, and the pool is whole again afterwards.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import string
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+import pytest
+
+from fakes import OPENING, FakeClient, ListJournal, settled, states, until
+from ooodd import messages
+from ooodd.broker import broker as broker_module
+from ooodd.errors import NoDescriptorError
+from ooodd.office.office import Office
+from ooodd.pool.actions import Action, Reason
+from ooodd.pool.admission import Waiting
+from ooodd.pool.pool import State, Worker
+from world import CALL, HELLO, QUERY, World, asks, world
+
+CONFIG = """
+[pool]
+workers = 3
+min_workers = 3
+max_uses = 1000
+max_uses_jitter = 0
+probe_interval = 3600
+probe_timeout = 0.1
+start_timeout = 1
+idle_timeout = "infinity"
+[queue]
+max_clients = {max_clients}
+[session]
+grace = 0.02
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_EXIT_LIMIT", "_DIAGNOSIS_LIMIT", "_REFUSAL_LIMIT"):
+        monkeypatch.setattr(broker_module, name, 0.02)
+    monkeypatch.setattr("ooodd.datapath.forward.LINGER_LIMIT", 0.02)
+
+
+class Scene:
+    """A broker with three workers, of which clients who are to notice nothing have two."""
+
+    def __init__(self, it: World, bystanders: list[FakeClient]) -> None:
+        self.it = it
+        self.bystanders = bystanders
+        self.cancelled = 0
+        self._numbers = 0
+
+    @property
+    def third(self) -> int:
+        """The worker of which there is no bystander."""
+        held = {client.worker for client in self.it.broker.clients.values() if client.session <= len(self.bystanders)}
+        (number,) = self.it.broker.pool.workers.keys() - held
+        return number
+
+    def task_of(self, session: int) -> "asyncio.Task[None] | None":
+        return self.it.broker._tasks.get(session)
+
+    def cancel(self, session: int) -> None:
+        """Cancel the task of a client; what the broker does to itself only as it ends."""
+        task = self.task_of(session)
+        if task is not None:
+            client = self.it.broker.clients[session]
+            self.cancelled += client.forwarding is not None and not client.forwarding._done.done()
+            task.cancel()
+
+    async def hit(self, number: int, event: str) -> None:
+        """Have something happen to a worker, if it is there."""
+        supervisor = self.it.supervisor
+        office = supervisor.offices.get(number)
+        if office is None or event == "nothing":
+            return
+        if event == "killed":
+            await supervisor.kill(number)
+        elif event == "ended":
+            supervisor.offices.pop(number)
+            await office.close()
+            supervisor.lost(number, supervisor._handles[number], Reason.ENDED, "exit status 0")
+        elif event == "told-first":
+            supervisor.offices.pop(number)
+            supervisor.lost(number, supervisor._handles[number], Reason.CRASHED, "killed by signal 9")
+            await office.close()
+        elif event == "vanished":
+            await office.close()
+        elif event == "probed":
+            self.probe_all()
+        else:
+            office.fault = event
+
+    def probe_all(self) -> None:
+        """Have every idle worker probed now."""
+        for worker in self.it.broker.pool.workers.values():
+            worker.probed = float("-inf")
+        self.it.broker._tick()
+
+    async def recover(self) -> None:
+        """Let everything come to rest, and see that nobody and nothing is missing."""
+        it, alive = self.it, len(self.bystanders)
+        pool, keeper = it.broker.pool, it.broker.keeper
+        for office in it.supervisor.offices.values():
+            office.fault = ""
+        await until(lambda: len(it.broker.clients) == alive and not pool.queue)
+        for _ in range(2):
+            await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
+            await until(lambda: not keeper._tasks)
+            self.probe_all()  # what nobody has noticed yet comes out
+        await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
+        await until(lambda: not keeper._tasks)
+        for number, client in enumerate(self.bystanders):
+            words = b"%d and still here" % number
+            await client.send(words)
+            assert await client.receive(len(words)) == words
+        assert len(it.broker._tasks) == alive
+        assert not it.broker._silent
+        assert not it.broker._departures._leaving
+        assert it.supervisor.offices.keys() == {1, 2, 3}
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """See that whatever has happened has been counted once, and told with all its fields."""
+        journal, totals = self.it.journal, self.it.broker.pool.totals
+        ends = totals.recycled + totals.crashed + totals.hung + totals.dirty
+        failures = journal.count(messages.WORKER_NOT_STARTED)
+        assert len(self.it.supervisor.stopped) == ends + failures
+        assert len(self.it.supervisor.started) == 3 + ends + failures
+        assert journal.count(messages.WORKER_CRASHED) == totals.crashed
+        assert journal.count(messages.WORKER_HUNG) == totals.hung
+        assert journal.count(messages.WORKER_DIRTY) == totals.dirty
+        assert journal.count(messages.WORKER_RECYCLED) == totals.recycled
+        assert journal.count(messages.CLIENT_REFUSED) == totals.refused
+        begun, ended = journal.count(messages.SESSION_BEGIN), journal.count(messages.SESSION_END)
+        assert begun == ended + self.cancelled + len(self.bystanders)
+        assert journal.count(messages.INTERNAL_ERROR) == 0
+        assert self.it.notifier.states.count("STOPPING=1") == 0
+        check_lines(journal)
+
+
+def check_lines(journal: ListJournal) -> None:
+    """Each line has its fields, and in each there is something to read."""
+    for message, fields in journal.lines:
+        names = {name for _, name, _, _ in string.Formatter().parse(message.text) if name}
+        assert names <= fields.keys()
+        assert all(fields[name] not in (None, "") for name in names), (message.text, fields)
+        assert "{" not in message.text.format_map(fields)
+        assert "\n" not in message.text.format_map(fields)
+
+
+@contextlib.asynccontextmanager
+async def scene(max_clients: int = 1000, plan: list[str] | None = None) -> AsyncIterator[Scene]:
+    async with world(CONFIG.format(max_clients=max_clients), plan) as it, it.client() as first, it.client() as second:
+        await settled(it.broker.pool, *[State.IDLE] * 3)
+        for client in (first, second):
+            assert await client.open() == HELLO
+        yield Scene(it, [first, second])
+
+
+# The steps of a client's life. Each returns the worker that has to do with it.
+
+
+async def connected(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    await until(lambda: session_of(at, victim) in at.it.broker._silent)
+    return at.third
+
+
+async def half_an_opening(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    await victim.send(OPENING[:5])
+    return await connected(at, victim, other)
+
+
+async def speaking(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await connected(at, victim, other)
+    await victim.send(OPENING)  # and nobody has looked yet
+    return number
+
+
+async def leased(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    await victim.send(OPENING)
+    await until(lambda: at.it.broker.pool.workers[number].client is not None)
+    return number
+
+
+async def forwarding(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    assert await victim.open() == HELLO
+    return number
+
+
+async def amid_a_call(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await forwarding(at, victim, other)
+    await victim.send(CALL)
+    await victim.receive(len(CALL))
+    return number
+
+
+async def half_closed(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await forwarding(at, victim, other)
+    at.it.supervisor.offices[number].fault = "never-let-go"
+    victim.socket.shutdown(socket.SHUT_WR)
+    session = at.it.broker.clients[session_of(at, victim)]
+    await until(lambda: session.forwarding is not None and "gone" in session.forwarding._timers)
+    return number
+
+
+async def inspected(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = await forwarding(at, victim, other)
+    at.it.supervisor.offices[number].fault = "hang-after-session"
+    victim.socket.shutdown(socket.SHUT_WR)
+    await until(lambda: at.it.broker.pool.workers[number].state is State.INSPECTING)
+    return number
+
+
+async def waiting(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = at.third
+    await other.open()
+    await victim.send(OPENING)
+    await until(lambda: at.it.broker.pool.queue)
+    return number
+
+
+async def waiting_for_a_probe(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    at.it.supervisor.offices[number].fault = "deaf"
+    at.probe_all()
+    await victim.send(OPENING)
+    await until(lambda: at.it.broker.pool.queue)
+    return number
+
+
+async def waiting_for_a_start(at: Scene, victim: FakeClient, _: FakeClient) -> int:
+    number = at.third
+    await at.it.supervisor.kill(number)
+    await victim.send(OPENING)  # which may take longer than the start
+    await until(lambda: at.it.broker.pool.queue or at.it.broker.pool.workers[number].client)
+    return number
+
+
+async def refused(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+    number = at.third
+    await other.open()
+    count = at.it.journal.count(messages.CLIENT_REFUSED)
+    await victim.send(QUERY[:20])
+    await at.it.journal.wait_for(messages.CLIENT_REFUSED, count + 1)
+    return number
+
+
+Step = Callable[[Scene, FakeClient, FakeClient], Awaitable[int]]
+STEPS: list[Step] = [
+    connected,
+    half_an_opening,
+    speaking,
+    leased,
+    forwarding,
+    amid_a_call,
+    half_closed,
+    inspected,
+    waiting,
+    waiting_for_a_probe,
+    waiting_for_a_start,
+    refused,
+]
+EVENTS = [
+    "nothing",
+    "killed",
+    "ended",
+    "told-first",
+    "vanished",
+    "probed",
+    "hang",
+    "deaf",
+    "close-early",
+    "crash-mid-reply",
+    "never-let-go",
+    "leaves-document",
+    "rubbish",
+]
+FATES = ["stay", "close", "reset", "half-close", "speak", "cancel"]
+
+
+def session_of(at: Scene, client: FakeClient) -> int:
+    """The number by which the broker knows a client; 0 if it doesn't."""
+    name = "{}:{}".format(*client.socket.getsockname())
+    return next((session for session, known in at.it.broker.clients.items() if known.peer.name == name), 0)
+
+
+async def meet(at: Scene, victim: FakeClient, session: int, fate: str) -> None:
+    """Have a client meet its fate."""
+    if fate == "close":
+        victim.socket.close()
+    elif fate == "reset":
+        victim.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        victim.socket.close()
+    elif fate == "half-close":
+        with contextlib.suppress(OSError):
+            victim.socket.shutdown(socket.SHUT_WR)
+    elif fate == "speak":
+        with contextlib.suppress(OSError):
+            victim.socket.send(OPENING)
+    elif fate == "cancel":
+        at.cancel(session)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_fault_at_any_step_is_nobody_elses(step: Step, event: str) -> None:
+    async with scene(0 if step is refused else 1000) as at:
+        for order, fate in enumerate(FATES, EVENTS.index(event)):
+            worker_first = order % 2
+            async with at.it.client() as victim, at.it.client() as other:
+                number = await step(at, victim, other)
+                session = session_of(at, victim)
+                if worker_first:
+                    await at.hit(number, event)
+                await meet(at, victim, session, fate)
+                if not worker_first:
+                    await at.hit(number, event)
+            await at.recover()
+
+
+# At random
+
+
+class Crowd:
+    """Clients that come, talk, and go or vanish, each by its own dice, and workers to which things happen."""
+
+    def __init__(self, at: Scene, chance: random.Random) -> None:
+        self.at = at
+        self.chance = chance
+        self.joined: list[int] = []
+        self.rejoined: set[int] = set()
+        pool = at.it.broker.pool
+        self._join, self._rejoin = pool.join, pool.rejoin
+        pool.join = self._note_join  # type: ignore[method-assign]
+        pool.rejoin = self._note_rejoin  # type: ignore[method-assign]
+
+    def _note_join(self, client: int, now: float, host: str = "") -> list[Action]:
+        self.joined.append(client)
+        return self._join(client, now, host)
+
+    def _note_rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
+        self.rejoined.add(client)
+        return self._rejoin(client, place, now)
+
+    async def one(self) -> None:
+        """Live one client's life."""
+        chance = self.chance
+        async with self.at.it.client() as client:
+            with contextlib.suppress(OSError):
+                await self._dawdle()
+                await client.send(OPENING[: chance.choice([0, 5, 9, 17, 17, 17, 17])])
+                await self._dawdle()
+                if chance.random() < 0.5:
+                    with contextlib.suppress(BlockingIOError):
+                        client.socket.recv(chance.randrange(1, 200))
+                for _ in range(chance.randrange(4)):
+                    client.socket.send(chance.choice([OPENING, CALL, b"rubbish", bytes(100_000)]))
+                    await self._dawdle()
+                await meet(self.at, client, session_of(self.at, client), chance.choice(FATES))
+                await self._dawdle()
+
+    async def fate(self) -> None:
+        """Have things happen to the worker of which there is no bystander."""
+        for _ in range(self.chance.randrange(4)):
+            await self._dawdle()
+            await self.at.hit(self.at.third, self.chance.choice(EVENTS))
+
+    async def _dawdle(self) -> None:
+        for _ in range(self.chance.choice([0, 0, 1, 2, 5, 20])):
+            await asyncio.sleep(0)
+
+    def check_order(self) -> None:
+        """Clients have got workers in the order in which they joined, but for those whose worker turned out lost."""
+        begun = [fields["session"] for message, fields in self.at.it.journal.lines if message is messages.SESSION_BEGIN]
+        begun = [session for session in begun if session in self.joined and session not in self.rejoined]
+        assert begun == [session for session in self.joined if session in set(begun)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_whatever_happens_nobody_else_notices(seed: int) -> None:
+    chance = random.Random(seed)
+    async with scene(chance.choice([0, 2, 1000])) as at:
+        crowd = Crowd(at, chance)
+        for _ in range(35):
+            await asyncio.gather(crowd.fate(), *(crowd.one() for _ in range(chance.randrange(1, 6))))
+            await at.recover()
+        crowd.check_order()
+        assert at.it.journal.count(messages.SESSION_BEGIN) > 20
+
+
+# No descriptor
+
+
+class NoDescriptors:
+    """Lets an office's next connections, for clients alone or all, fail as if the process had no descriptor left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int, only_for: Worker | None = None) -> None:
+        self.left = times
+        self._only_for = only_for
+        self._connect = Office.connect
+        monkeypatch.setattr(Office, "connect", lambda office: self.connect(office))  # noqa: PLW0108 - for `self`
+
+    def connect(self, office: Office) -> socket.socket:
+        if not self.left or (self._only_for is not None and self._only_for.state is not State.BUSY):
+            return self._connect(office)
+        self.left -= 1
+        raise NoDescriptorError(f"can't connect to {office.unit}: Too many open files")
+
+
+async def test_without_a_descriptor_a_client_is_told_and_the_office_serves_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world() as it, it.client() as client, it.client() as following:
+        await settled(it.broker.pool, State.IDLE)
+        NoDescriptors(monkeypatch, 1)
+        assert b"ooodd: no file descriptor is left" in await asks(client)
+        assert await client.ended()
+        assert await following.open() == HELLO
+        assert it.broker.pool.workers[1].uses == 1
+        assert it.supervisor.started == [1]
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.refused, totals.recycled, totals.crashed) == (1, 1, 0, 0)
+        check_lines(it.journal)
+
+
+async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as it, contextlib.AsyncExitStack() as stack:
+        busy = await stack.enter_async_context(it.client())
+        await busy.open()
+        waiting = []
+        for number in range(5):
+            waiting.append(await stack.enter_async_context(it.client()))
+            await waiting[-1].send(QUERY if number < 3 else OPENING)
+            await until(partial(it.queued, number + 1))
+        NoDescriptors(monkeypatch, 3, it.broker.pool.workers[1])  # the inspection has its descriptor
+        busy.socket.close()
+        for client in waiting[:3]:
+            assert b"no file descriptor is left" in await client.receive(1 << 20)
+        for client in waiting[3:]:
+            assert await client.receive(len(HELLO)) == HELLO
+            client.socket.close()
+        await settled(it.broker.pool, State.IDLE)
+        assert it.supervisor.started == [1]
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.refused, totals.recycled) == (3, 3, 0)
+
+
+async def test_a_probe_without_a_descriptor_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene() as at:
+        shortage = NoDescriptors(monkeypatch, 1)
+        at.probe_all()
+        assert State.INSPECTING in states(at.it.broker.pool)
+        await until(lambda: State.IDLE in states(at.it.broker.pool))
+        assert shortage.left == 0
+        await at.recover()
+        assert at.it.supervisor.stopped == []
+
+
+async def test_a_client_that_has_to_be_leased_twice_is_one_session() -> None:
+    async with world() as it:
+        await settled(it.broker.pool, State.IDLE)
+        await it.supervisor.offices[1].close()  # and nobody has told
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        await settled(it.broker.pool, State.IDLE)
+        assert it.broker.pool.totals.sessions == it.journal.count(messages.SESSION_BEGIN) == 1

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A crowd of clients at once, before a fake office: who waits, who is told that there is no room, and what that takes.
+
+tests/machine/test_crowd.py has the same with real offices, ten times as many clients, and systemd.
+"""
+
+import asyncio
+import gc
+import socket
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+import world as world_module
+from fakes import GREETING, OPENING, FakeClient, first_request, settled, until
+from ooodd import messages
+from ooodd.pool.pool import State
+from ooodd.systemd.fdstore import Marks, SystemdStore
+from ooodd.systemd.notify import NoNotifier
+from world import World, world
+
+CLIENTS, WAITING = 500, 100
+REFUSAL = f"{WAITING} clients wait already ([queue] max_clients)"
+# What a waiting client may take of the broker's memory, in bytes; measured are 4,500.
+MOST_MEMORY = 8 * 1024
+MEASURED = 500
+
+
+async def be_one(it: World, served: list[str]) -> str:
+    """Be one client of a crowd; return what an exception says, or nothing if there is an office."""
+    async with it.client() as client:
+        # The request that ooodd refuses. The fake office greets, and breaks off a conversation that begins like that.
+        await client.send(first_request())
+        first = await client.receive(len(GREETING))
+        if first != GREETING:
+            return (first + await client.receive(1 << 20)).decode(errors="replace")
+        served.append(name(client))
+        return ""
+
+
+def name(client: FakeClient) -> str:
+    host, port = client.socket.getsockname()
+    return f"{host}:{port}"
+
+
+async def test_of_a_crowd_some_wait_in_order_and_the_others_are_told_why_not() -> None:
+    served: list[str] = []
+    async with world(f"[pool]\nworkers=1\n[queue]\nmax_clients={WAITING}") as it:
+        async with it.client() as holder:
+            await holder.open()
+            crowd = [asyncio.create_task(be_one(it, served)) for _ in range(CLIENTS)]
+            await until(lambda: sum(task.done() for task in crowd) == CLIENTS - WAITING)
+            assert it.queued(WAITING)
+            assert served == []
+        answers = await asyncio.gather(*crowd)
+        await until(lambda: not it.broker.clients)
+        await settled(it.broker.pool, State.IDLE)
+    refusals = [answer for answer in answers if answer]
+    assert len(refusals) == CLIENTS - WAITING
+    assert all(REFUSAL in answer for answer in refusals)
+    begun = [fields for message, fields in it.journal.lines if message is messages.SESSION_BEGIN][1:]
+    numbers = [fields["session"] for fields in begun]
+    assert len(numbers) == WAITING
+    assert numbers == sorted(numbers, key=lambda number: int(str(number)))
+    assert served == [fields["client"] for fields in begun]
+
+
+async def test_a_waiting_client_takes_little_memory(
+    monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    monkeypatch.setattr(world_module, "NoStore", lambda: SystemdStore(NoNotifier(), Marks()))
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=10000") as it, it.client() as holder:
+        await holder.open()
+        with ExitStack() as stack:
+            # All that the clients themselves take is there before: the kernel connects them while the broker waits.
+            for _ in range(MEASURED):
+                client = stack.enter_context(socket.create_connection(it.listener.getsockname()))
+                client.sendall(OPENING)
+            with traced():
+                before, _ = tracemalloc.get_traced_memory()
+                await until(lambda: it.queued(MEASURED))
+                gc.collect()
+                after, _ = tracemalloc.get_traced_memory()
+                most = tracemalloc.take_snapshot().statistics("lineno")[:12]
+        await until(lambda: len(it.broker.clients) == 1)
+    each = (after - before) / MEASURED
+    record_property("bytes_per_waiting_client", round(each))
+    print(f"{each:.0f} bytes for each waiting client", *most, sep="\n")
+    assert each <= MOST_MEMORY
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
