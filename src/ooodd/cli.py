@@ -9,22 +9,27 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ooodd import __version__, config, messages
 from ooodd.broker.broker import Broker, End
-from ooodd.control import server as admin
+from ooodd.control.client import ask
+from ooodd.control.server import ControlServer
+from ooodd.control.status import snapshot
 from ooodd.control.table import table
 from ooodd.datapath import eager
-from ooodd.errors import ConfigError, OooddError
+from ooodd.errors import AdminError, ConfigError, OooddError
 from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.office.office import Office
 from ooodd.office.processes import ProcessSupervisor
 from ooodd.office.units import UnitSupervisor
-from ooodd.systemd import listeners
-from ooodd.systemd.fdstore import MOST_WORKERS, NoStore, Store, SystemdStore
+from ooodd.systemd import fdstore, listeners
+from ooodd.systemd.fdstore import FdStore, NoFdStore
+from ooodd.systemd.marks import MOST_WORKERS
 from ooodd.systemd.notify import NoNotifier, SystemdNotifier
 from ooodd.systemd.socketfailure import socket_failure
 
@@ -88,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _under_systemd() -> bool:
-    """Tell ooodd.service from the foreground: systemd passes sockets, and an ear for notifications."""
+    """Return whether this is ooodd.service: systemd passes it sockets, and a socket for notifications."""
     return "LISTEN_FDS" in os.environ or "NOTIFY_SOCKET" in os.environ
 
 
@@ -99,19 +104,10 @@ async def _run_as_service(options: argparse.Namespace) -> int:
     sockets: list[socket.socket] = []
     try:
         sockets, passed = listeners.from_systemd()
-        store, left = SystemdStore.take_over(notifier, passed)
+        store, left = fdstore.take_over(notifier, passed)
         settings = _load(options, store, len(left), journal)
         journal.set_level(settings.log.level)
-        supervisor = await UnitSupervisor.connect()
-        supervisor.on_bus = partial(_tell_of_bus, journal)
-        try:
-            await supervisor.stop_others(_ours(await supervisor.running()))
-            running = _ours(await supervisor.running())  # nothing is awaited until they are the broker's
-            broker = Broker(settings, supervisor, journal, notifier, store)
-            broker.adopt(left, running)
-            await _serve(broker, sockets, options, supervisor)
-        finally:
-            await supervisor.close()
+        await _serve_as_service(options, settings, journal, notifier, store, left, sockets)
     except OooddError as error:
         journal.log(messages.BROKER_FAILED, error=error)
         if isinstance(error, ConfigError):
@@ -124,7 +120,30 @@ async def _run_as_service(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace, store: Store, clients: int, journal: Journal) -> config.Config:
+async def _serve_as_service(
+    options: argparse.Namespace,
+    settings: config.Config,
+    journal: Journal,
+    notifier: SystemdNotifier,
+    store: FdStore,
+    left: Mapping[str, Sequence[socket.socket]],
+    sockets: Sequence[socket.socket],
+) -> None:
+    """Go on with what an earlier broker left. All that can fail comes before: then it stays in the store."""
+    supervisor = await UnitSupervisor.connect()
+    supervisor.on_bus = partial(_report_bus, journal)
+    try:
+        broker = Broker(settings, supervisor, journal, notifier, store)
+        async with _controlled(broker, options, supervisor):
+            await supervisor.stop_others(_ours(await supervisor.running()))
+            running = _ours(await supervisor.running())  # nothing is awaited until they are the broker's
+            broker.adopt(left, running)
+            await broker.run(sockets, ends_unused=True)
+    finally:
+        await supervisor.close()
+
+
+def _load(options: argparse.Namespace, store: FdStore, clients: int, journal: Journal) -> config.Config:
     """Return the configuration; if it can't be used and clients were left here, the one that was in force before."""
     try:
         return config.load(options.config)
@@ -148,29 +167,55 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
     supervisor = ProcessSupervisor(options.office)
     supervisor.remove_leftovers()
     try:
-        broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier(), NoStore())
-        await _serve(broker, [listener], options)
+        broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier(), NoFdStore())
+        async with _controlled(broker, options):
+            await broker.run([listener])
     finally:
         await supervisor.close()
         listener.close()
     return 0
 
 
-async def _serve(
-    broker: Broker, sockets: list[socket.socket], options: argparse.Namespace, units: UnitSupervisor | None = None
-) -> None:
-    """Run the broker until a signal or a command ends it, or, as a service, until it is not needed any more."""
+@asynccontextmanager
+async def _controlled(
+    broker: Broker, options: argparse.Namespace, units: UnitSupervisor | None = None
+) -> AsyncIterator[None]:
+    """Have the broker obey signals and the control socket. `AdminError` if that can't be opened."""
     loop = asyncio.get_running_loop()
     ending: set[asyncio.Task[None]] = set()
+    control = ControlServer(_runtime_directory(options), _commands(broker, options))
+    await control.open()
     loop.add_signal_handler(signal.SIGTERM, lambda: ending.add(asyncio.create_task(_terminate(broker, units))))
     loop.add_signal_handler(signal.SIGINT, broker.end, End.STOP)
-    control = admin.ControlSocket(broker, _runtime_directory(options), lambda: config.load(options.config))
-    await control.open()
     try:
-        await broker.run(sockets, ends_unused=units is not None)
+        yield
     finally:
         await asyncio.gather(*ending, return_exceptions=True)
         await control.close()
+
+
+def _commands(broker: Broker, options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what the control socket can be asked for."""
+    driver = broker.driver
+
+    def end(how: End) -> dict[str, Any]:
+        broker.end(how)
+        return {"done": True}
+
+    def reload() -> dict[str, Any]:
+        try:
+            settings = config.load(options.config)
+        except ConfigError as error:
+            raise AdminError(f"{error}; the configuration before stays in force") from error
+        broker.reload(settings)
+        return {"done": True}
+
+    return {
+        "status": lambda: snapshot(broker.pool, driver.keeper, driver.clients, broker.config),
+        "stop": partial(end, End.STOP),
+        "drain": partial(end, End.DRAIN),
+        "reload": reload,
+    }
 
 
 async def _terminate(broker: Broker, units: UnitSupervisor | None) -> None:
@@ -179,7 +224,7 @@ async def _terminate(broker: Broker, units: UnitSupervisor | None) -> None:
     broker.end(End.HAND_OVER if restarts else End.DRAIN)
 
 
-def _tell_of_bus(journal: Journal, why: str | None) -> None:
+def _report_bus(journal: Journal, why: str | None) -> None:
     if why is None:
         journal.log(messages.BUS_BACK)
     else:
@@ -187,25 +232,25 @@ def _tell_of_bus(journal: Journal, why: str | None) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    answer = admin.ask(_runtime_directory(options), "status")
+    answer = ask(_runtime_directory(options), "status")
     print(json.dumps(answer, indent=2) if options.json else table(answer))
     return 0
 
 
 def _stop(options: argparse.Namespace) -> int:
-    admin.ask(_runtime_directory(options), "stop")
+    ask(_runtime_directory(options), "stop")
     print("ooodd stops. Where ooodd.socket is active, the next client starts it again (systemctl stop ooodd.socket).")
     return 0
 
 
 def _drain(options: argparse.Namespace) -> int:
-    admin.ask(_runtime_directory(options), "drain")
+    ask(_runtime_directory(options), "drain")
     print("ooodd ends when the last session has, or after [session] drain_timeout; new clients wait in the socket.")
     return 0
 
 
 def _reload(options: argparse.Namespace) -> int:
-    admin.ask(_runtime_directory(options), "reload")
+    ask(_runtime_directory(options), "reload")
     return 0
 
 

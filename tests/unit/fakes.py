@@ -23,6 +23,7 @@ from ooodd.errors import StartError
 from ooodd.messages import Message
 from ooodd.office.office import Office
 from ooodd.pool.actions import Reason
+from ooodd.systemd.marks import Marks
 from ooodd.pool.pool import Pool, State
 from urp_office import BrokeOff, OfficeSide
 
@@ -291,6 +292,32 @@ class FakeClient:
             while await asyncio.get_running_loop().sock_recv(self.socket, 65536):
                 pass
         return True
+
+
+class MemoryFdStore:
+    """Keeps duplicates, for a second broker in the same process."""
+
+    def __init__(self, marks: Marks | None = None) -> None:
+        self.marks = marks or Marks()
+        self.kept: dict[str, list[socket.socket]] = {}
+
+    def keep(self, name: str, *sockets: socket.socket) -> None:
+        assert name not in self.kept
+        self.kept[name] = [kept.dup() for kept in sockets]
+
+    def drop(self, name: str) -> None:
+        for kept in self.kept.pop(name, []):
+            kept.close()
+
+    def take_over(self) -> tuple[Self, dict[str, list[socket.socket]]]:
+        """Return the next broker's store, and what it finds; the sockets are the caller's to close."""
+        heir = type(self)(self.marks)
+        heir.kept, self.kept = self.kept, {}
+        return heir, {name: [each.dup() for each in kept] for name, kept in heir.kept.items()}
+
+    def close(self) -> None:
+        for name in list(self.kept):
+            self.drop(name)
 
 
 async def until(condition: Callable[[], object]) -> None:

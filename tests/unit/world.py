@@ -10,7 +10,7 @@ from pathlib import Path
 from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier, first_request
 from ooodd.broker.broker import Broker, End
 from ooodd.config import parse
-from ooodd.systemd.fdstore import NoStore
+from ooodd.systemd.fdstore import NoFdStore
 from ooodd.systemd.listeners import listen
 
 HELLO = GREETING + OPENING
@@ -34,7 +34,7 @@ class World:
         self.supervisor = FakeSupervisor(directory, plan)
         self.journal = ListJournal()
         self.notifier = ListNotifier()
-        self.broker = Broker(parse(config, "test"), self.supervisor, self.journal, self.notifier, NoStore())
+        self.broker = Broker(parse(config, "test"), self.supervisor, self.journal, self.notifier, NoFdStore())
         running = self.broker.run([self.listener], ends_unused=ends_unused)
         self.running = asyncio.create_task(running, name="broker")
 

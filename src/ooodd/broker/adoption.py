@@ -1,115 +1,173 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a broker takes over from the one before: the offices that run, who has one of them, who waits, the totals.
+"""Adoption: what a broker takes over from the one before, which are offices, sessions, queued clients and the totals.
 
-What it finds depends on how the other one ended. After a restart everything fits. After a kill it may be amid anything:
-so a session goes on only if the marks say that the other broker held nothing of it, a worker is trusted only if they
-say that nobody had it, and only after a probe. Who can't be taken over is told of in the journal, each by one line.
+What it finds depends on how the other one ended. After a restart everything fits. After a kill it may be amid anything.
+So a session goes on only if the marks say that the other broker held no byte of it. A worker is trusted only if they
+say that no client had it, and only after a probe. For each client that can't be taken over there is one line in the
+journal.
 """
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
 from ooodd import messages
-from ooodd.broker.client import Client, clients_left
+from ooodd.broker.client import Client, Phase, Tenure
+from ooodd.broker.kept import Kept, read
+from ooodd.datapath.forward import Forwarding
+from ooodd.datapath.path import SessionLimits
+from ooodd.datapath.record import Record
 from ooodd.journal import Journal
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.pool.actions import Action, Reason
+from ooodd.pool.admission import Waiting
 from ooodd.pool.pool import Pool, Worker
-from ooodd.systemd.fdstore import MOST_WORKERS, Store
-from ooodd.uno.urp import is_opening
+from ooodd.systemd.fdstore import FdStore, discard
+from ooodd.systemd.marks import Slot
+from ooodd.systemd.peer import peer
 
 
 class Adoption:
-    """Tells pool and keeper what there is; what is to be done then is in `clients` and `actions`."""
+    """Tells pool and keeper what there is. What the broker has to do then is in `clients` and `actions`."""
 
-    def __init__(self, pool: Pool, keeper: Keeper, store: Store, journal: Journal) -> None:
+    def __init__(self, pool: Pool, keeper: Keeper, store: FdStore, journal: Journal, limits: SessionLimits) -> None:
         """Take over nothing yet."""
         self._pool = pool
         self._keeper = keeper
         self._store = store
+        self._marks = store.marks
         self._journal = journal
-        # To be served: those with a session first, then those that wait, in their order.
+        self._limits = limits
+        self._now = time.monotonic()
+        # Those with a session, and then those that are queued, in the order in which they joined.
         self.clients: list[Client] = []
         self.actions: list[Action] = []
 
     def take_over(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
-        """Find out what goes on. Sockets that are of no use are closed, the others are their clients'."""
-        now = time.monotonic()
-        sessions, waiting = clients_left(left)
-        self._tell_of_the_lost({client.session for client in sessions.values()} | waiting.keys())
-        if not left and not running:
-            return
-        self._correct_the_totals(running, waiting)
+        """Find out what goes on. Sockets that are of no use are closed; the others are their clients'."""
+        found = self._read(left)
+        sessions = {kept.worker: kept for kept in found if kept.worker}
+        queued = {kept.session: kept for kept in found if not kept.worker}
+        self._count_sessions(queued, {kept.session for kept in found})
+        self._count_losses(running)
         verdicts = {
-            number: self._take_over_office(number, office, sessions.pop(number, None), now)
+            number: self._take_over_office(number, office, sessions.pop(number, None))
             for number, office in sorted(running.items())
         }
-        for number, client in sessions.items():
-            self._give_up(client, number, "its office ended meanwhile")
-        self._journal.log(
-            messages.BROKER_TAKES_OVER, workers=len(running), sessions=len(self.clients), queued=len(waiting)
-        )
+        for kept in sessions.values():
+            self._give_up(kept, "its office ended meanwhile")
+        if left or running:
+            counts = {"workers": len(running), "sessions": len(self.clients), "queued": len(queued)}
+            self._journal.log(messages.BROKER_TAKES_OVER, **counts)
         for number, verdict in verdicts.items():  # now that the pool knows what runs, and starts nothing twice
             if verdict is not None:
-                self.actions += self._pool.probed(number, now, **asdict(verdict))
-        self.clients += waiting.values()
+                self.actions += self._pool.probed(number, self._now, **asdict(verdict))
+        for kept in sorted(queued.values(), key=lambda kept: (kept.since, kept.session)):
+            self._take_over_queued(kept)
 
-    def _tell_of_the_lost(self, kept: AbstractSet[int]) -> None:
-        """Tell of the client that the earlier broker had accepted, but not kept yet, when it was killed."""
-        session, name = self._store.marks.accepted
+    def _read(self, left: Mapping[str, Sequence[socket.socket]]) -> list[Kept]:
+        """Return what is kept of each client, and drop all else. No new session gets a number that is in use."""
+        found, unknown = read(left)
+        for name in unknown:
+            self._drop([name], left[name])
+        self._marks.last_session = max([self._marks.last_session, *(kept.session for kept in found)])
+        whole = []
+        for kept in found:
+            if not kept.whole:
+                self._drop(kept.names, kept.sockets)
+            elif kept.worker and not self._marks.inherited:
+                self._give_up(kept, "the ooodd before was of another version")
+            else:
+                whole.append(kept)
+        return whole
+
+    def _count_sessions(self, queued: dict[int, Kept], kept: Collection[int]) -> None:
+        """Count the sessions once that were counted, but not begun. Their clients are still queued, or are lost.
+
+        A client that has begun a session and is found without its office was just ending. It is not queued again.
+        """
+        for number in self._marks.used():
+            slot = self._marks.slot(number)
+            if not slot.session or slot.stopping:
+                continue
+            began = slot.begun or slot.begun_by_2
+            if slot.session in queued and began:
+                self._give_up(queued.pop(slot.session), "it was just ending", number)
+            elif not began and (slot.session in queued or slot.session not in kept):
+                self._pool.uncount_session()
+        session, name = self._marks.accepted
         if session and session not in kept:
             self._journal.log(messages.CLIENT_LOST, session=session, client=name)
-        self._store.marks.accepted = 0, ""
+        self._marks.accepted = 0, ""
 
-    def _correct_the_totals(self, running: Mapping[int, Office], waiting: dict[int, Client]) -> None:
-        """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped.
-
-        And count the sessions once that were leased a worker, but had not begun: they are to be leased one again. Those
-        that had begun were ending, and half of their sockets were kept no more; they wait for nothing.
-        """
-        for number in range(1, MOST_WORKERS + 1):
-            slot = self._store.marks.slot(number)
-            if slot.client in waiting and not slot.doomed:
-                if is_opening(waiting[slot.client].opening()):
-                    self._pool.totals.sessions -= 1
-                else:
-                    self._give_up(waiting.pop(slot.client), number, "it was just ending")
-            alive = number in running and running[number].pid == slot.pid
-            if slot.pid and not alive:
-                if not slot.doomed:
-                    self._pool.totals.crashed += 1
+    def _count_losses(self, running: Mapping[int, Office]) -> None:
+        """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped."""
+        for number in self._marks.used():
+            slot = self._marks.slot(number)
+            if slot.pid and not (number in running and running[number].pid == slot.pid):
+                if not slot.stopping:
+                    self._pool.count_lost()
                     self._journal.log(messages.WORKER_CRASHED, worker=number, detail="while no ooodd ran")
                 slot.clear()
 
-    def _take_over_office(self, number: int, office: Office, client: Client | None, now: float) -> Verdict | None:
-        """Take over a worker; a verdict on one that is to be recycled without a look, as one without its client."""
-        slot = self._store.marks.slot(number)
+    def _take_over_office(self, number: int, office: Office, kept: Kept | None) -> Verdict | None:
+        """Take over a worker; a verdict on one that is to be recycled without a probe."""
+        slot = self._marks.slot(number)
         ready = slot.pid == office.pid
-        before = Worker(number, uses=slot.uses, max_uses=slot.max_uses, started=slot.since)
+        before = Worker(number, uses=slot.uses, max_uses=slot.max_uses, started=slot.started)
         self._keeper.adopt(number, office)
-        held = bool(slot.holding_to_office or slot.holding_to_client)
-        if client is not None and ready and not held and not slot.doomed:
-            self._pool.adopt(number, now, before, (client.session, client.peer.host))
-            self.clients.append(client)
+        if kept is not None and (reason := _objection(slot, ready=ready)):
+            self._give_up(kept, reason)
+        elif kept is not None:
+            client = self._client(kept, Phase.LEASED)
+            self.actions += self._pool.adopt(number, self._now, before, (client.session, client.peer.host))
+            client.tenure = self._tenure(kept, client, slot)
             return None
-        if client is not None:
-            self._give_up(client, number, "bytes of it may be lost" if ready else "its office ended meanwhile")
-        probe = self._pool.adopt(number, now, before)
+        probe = self._pool.adopt(number, self._now, before)
         if not ready:
             return Verdict(Reason.NOT_NEEDED, "it was about to start")
-        if slot.client or slot.doomed:
+        if slot.session or slot.stopping:
             return Verdict(Reason.ADOPTED)
         self.actions += probe
         return None
 
-    def _give_up(self, client: Client, number: int, why: str) -> None:
-        self._journal.log(
-            messages.SESSION_LOST, session=client.session, client=client.peer.name, worker=number, why=why
-        )
-        client.hang_up()
-        self._store.drop(client.stored)
-        client.close()
+    def _tenure(self, kept: Kept, client: Client, slot: Slot) -> Tenure:
+        record = Record(slot.record)
+        if slot.begun_by_2:
+            record.forget_calls()
+        slot.begun = True  # as it was kept with its office, whatever the other broker came to
+        (office,) = kept.offices
+        return Tenure(kept.worker, office, Forwarding(client.connection, office, self._limits, record, client.since))
+
+    def _take_over_queued(self, kept: Kept) -> None:
+        client = self._client(kept, Phase.QUEUED)
+        self.actions += self._pool.adopt_client(client.session, Waiting(client.since, client.peer.host), self._now)
+
+    def _client(self, kept: Kept, phase: Phase) -> Client:
+        (connection,) = kept.clients
+        client = Client(kept.session, connection, peer(connection), kept.since, phase, kept=kept.names)
+        self.clients.append(client)
+        return client
+
+    def _give_up(self, kept: Kept, why: str, worker: int = 0) -> None:
+        client = peer(kept.clients[0]).name
+        number = worker or kept.worker
+        self._journal.log(messages.SESSION_LOST, session=kept.session, client=client, worker=number, why=why)
+        self._drop(kept.names, kept.sockets)
+
+    def _drop(self, names: Sequence[str], sockets: Sequence[socket.socket]) -> None:
+        for each in sockets:
+            discard(each)
+        for name in reversed(names):
+            self._store.drop(name)
+
+
+def _objection(slot: Slot, *, ready: bool) -> str:
+    """Return why a session can't go on with the worker that runs; empty if it can."""
+    if not ready or slot.stopping:
+        return "its office ended meanwhile"
+    if slot.held_by_2 or Record(slot.record).holding:
+        return "bytes of it may be lost"
+    return ""

@@ -1,20 +1,95 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A client: its connection from accept to close, and what is done with the connection alone."""
+"""A client: one connection, from accept to close, and the phase of its life that it is in.
+
+`session` tells what happens in each phase, `TRANSITIONS` which phases there are and what can follow. A phase has its
+own data: a client that is queued has a `Turn`, one that has a worker has a `Tenure`.
+"""
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from ooodd.datapath.forward import Forwarding
-from ooodd.errors import ProtocolError
-from ooodd.systemd.listeners import Peer, peer
-from ooodd.uno.refusal import Refusal
+from ooodd.datapath.path import DataPath
+from ooodd.pool.actions import Lease
+from ooodd.systemd.peer import Peer
 from ooodd.uno.urp import OPENING_SIZE
 
-# How long a client that has been refused may take to close by itself, in seconds; libraries take 0.1 ms.
-_FAREWELL = 0.5
+
+class Phase(StrEnum):
+    """What a client is in the middle of."""
+
+    # Accepted, and its first bytes are awaited.
+    ACCEPTED = "accepted"
+    # Admitted, because it speaks UNO; it waits for its turn.
+    QUEUED = "queued"
+    # It has a worker, and is connected to its office. No byte has been forwarded yet.
+    LEASED = "leased"
+    FORWARDING = "forwarding"
+    # Its connection is closed. Its worker is inspected.
+    INSPECTING = "inspecting"
+    # It is told why it gets no office.
+    REFUSED = "refused"
+    CLOSED = "closed"
+
+
+# Every transition there is.
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.ACCEPTED: frozenset({Phase.QUEUED, Phase.CLOSED}),
+    Phase.QUEUED: frozenset({Phase.LEASED, Phase.REFUSED, Phase.CLOSED}),
+    Phase.LEASED: frozenset({Phase.FORWARDING, Phase.CLOSED}),
+    Phase.FORWARDING: frozenset({Phase.INSPECTING, Phase.CLOSED}),
+    Phase.INSPECTING: frozenset({Phase.CLOSED}),
+    Phase.REFUSED: frozenset({Phase.CLOSED}),
+    Phase.CLOSED: frozenset(),
+}
+
+
+class IllegalPhase(Exception):  # noqa: N818 - a bug of the caller, not an error of the running service
+    """The phase can't follow the one that the client is in."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The client gets no office. `text` says why, and is what it is told."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """The client has closed its connection while it was queued."""
+
+
+class Turn:
+    """What becomes of a queued client: undecided at first, then a worker, a refusal, or the client's own leave."""
+
+    def __init__(self) -> None:
+        """Begin undecided."""
+        self.decision: Lease | Refused | Left | None = None
+        self._decided = asyncio.Event()
+
+    def decide(self, decision: Lease | Refused | Left) -> None:
+        """Set the decision. A later one replaces it: a client can leave before it takes up the worker that it got."""
+        self.decision = decision
+        self._decided.set()
+
+    async def decided(self) -> Lease | Refused | Left:
+        """Wait for the decision, and return the latest."""
+        await self._decided.wait()
+        assert self.decision is not None
+        return self.decision
+
+
+@dataclass(frozen=True)
+class Tenure:
+    """What a client has while it has a worker: the worker's number, and the way of its bytes to the office."""
+
+    worker: int
+    office: socket.socket
+    path: DataPath
 
 
 @dataclass(eq=False, slots=True)
@@ -24,44 +99,45 @@ class Client:
     session: int
     connection: socket.socket
     peer: Peer
-    # Since when it has been silent, has waited, or has had its office, as `time.monotonic` tells it to any process.
+    # Since when it is silent, queued, or has its office: seconds of `time.monotonic()`, the same for all processes.
     since: float
-    # While it waits: gets the number of its worker, or None if it is to go without.
-    turn: "asyncio.Future[int | None] | None" = None
-    # Why it gets no office, if it was told so.
-    refusal: str = ""
-    worker: int | None = None
-    office: socket.socket | None = None
-    forwarding: Forwarding | None = None
-    # Its worker has been taken away by the pool; whoever waits for that is told.
-    broken: bool = False
-    on_broken: "asyncio.Future[None] | None" = None
-    # The name under which the store has it.
-    stored: str = ""
-    # It had its worker, or its place in the queue, from a broker before this one.
-    adopted: bool = False
+    phase: Phase = Phase.ACCEPTED
+    turn: Turn = field(default_factory=Turn)
+    tenure: Tenure | None = None
+    # The names of its connections in the fd store.
+    kept: list[str] = field(default_factory=list)
 
-    def waiting_name(self) -> str:
-        """Return what the store is to call it while it waits; `clients_left` reads that."""
-        return f"waiting-{self.session}-{self.since * 1000:.0f}"
+    def enter(self, phase: Phase) -> None:
+        """Go on to a phase. `IllegalPhase` if it can't follow, and then nothing changes."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise IllegalPhase(f"session {self.session} is {self.phase}: {phase} can't follow")
+        self.phase = phase
 
-    def session_name(self) -> str:
-        """Return what the store is to call it, with its office, while it has one; `clients_left` reads that."""
-        return f"session-{self.session}-{self.worker}-{self.since * 1000:.0f}"
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is told why it gets no office, or will be in a moment."""
+        decided = self.phase is Phase.QUEUED and isinstance(self.turn.decision, Refused)
+        return decided or self.phase is Phase.REFUSED
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been silent, queued, or has had its office."""
+        return time.monotonic() - self.since
 
     def opening(self) -> bytes:
-        """Look at the first bytes, which stay in the socket; none if nothing has come, or nothing will."""
+        """Return the first bytes, which stay in the socket; none if nothing has come, or nothing will."""
         try:
             return self.connection.recv(OPENING_SIZE, socket.MSG_PEEK)
         except OSError:
             return b""
 
-    async def speaks(self) -> None:
-        """Wait until there is something to look at. For an opening, that is: who sends less at once is no UNO client.
+    async def wait_for_opening(self) -> None:
+        """Wait until the first bytes are there, as many as tell a UNO client, or the end.
 
-        `hear_every_byte` has to follow before anything else is done with the connection.
+        A TCP socket then reports less than that as nothing to read, so `read_every_byte` has to follow before anything
+        else is read.
         """
-        with contextlib.suppress(OSError):  # a TCP socket is not readable before so much has come, or the end
+        with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, OPENING_SIZE)
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
@@ -71,69 +147,23 @@ class Client:
         finally:
             loop.remove_reader(self.connection)
 
-    def hear_every_byte(self) -> None:
-        """Have the socket be readable as soon as there is a byte, as sockets are."""
+    def read_every_byte(self) -> None:
+        """Have the socket report each byte, as sockets do by default."""
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    async def refuse(self, text: str) -> None:
-        """Answer the client's first request with an exception of UNO's; return when it has been heard."""
-        loop = asyncio.get_running_loop()
-        refusal = Refusal(text)
-        self.hear_every_byte()
-        with contextlib.suppress(OSError, ProtocolError):
-            while not refusal.done and (data := await loop.sock_recv(self.connection, 4096)):
-                await loop.sock_sendall(self.connection, refusal.receive(data))
-            # Let the client close first, as it does once it has the exception: an end of file that comes on its heels
-            # makes binaryurp forget it, in one of five times (it says "Binary URP bridge disposed during call").
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FAREWELL):
-                    await self._read_to_end()
-            self.connection.shutdown(socket.SHUT_WR)
-            await self._read_to_end()
-
-    async def _read_to_end(self) -> None:
-        """Read and forget: to close with bytes unread would take away what we sent."""
-        while await asyncio.get_running_loop().sock_recv(self.connection, 4096):
-            pass
-
     def hang_up(self) -> None:
-        """End the connections, whoever else has a descriptor of them; who waits for bytes gets the end of file."""
-        for connection in (self.connection, self.office):
-            if connection is not None:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        """End its connections, whatever other descriptors of them there are: the fd store may have some."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close our descriptors."""
-        self.connection.close()
-        if self.office is not None:
-            self.office.close()
+        """Close its descriptors. May be called twice."""
+        for connection in self.connections:
+            connection.close()
 
-
-def clients_left(left: Mapping[str, Sequence[socket.socket]]) -> tuple[dict[int, Client], dict[int, Client]]:
-    """Return the clients that the store has kept: those with a session by worker, those that wait by session, in order.
-
-    Closes what is neither.
-    """
-    sessions: dict[int, Client] = {}
-    waiting: dict[int, Client] = {}
-    for name, sockets in left.items():
-        match name.split("-"), sockets:
-            case ["session", session, worker, since], [connection, office]:
-                client = _adopted(name, int(session), connection, int(since))
-                client.office, client.worker = office, int(worker)
-                sessions[int(worker)] = client
-            case ["waiting", session, since], [connection]:
-                waiting[int(session)] = _adopted(name, int(session), connection, int(since))
-            case _:
-                for connection in sockets:
-                    connection.close()
-    for client in sessions.values():  # the broker before was killed as it leased
-        if (twice := waiting.pop(client.session, None)) is not None:
-            twice.close()
-    return sessions, {session: waiting[session] for session in sorted(waiting)}
-
-
-def _adopted(name: str, session: int, connection: socket.socket, since: int) -> Client:
-    return Client(session, connection, peer(connection), since / 1000, stored=name, adopted=True)
+    @property
+    def connections(self) -> list[socket.socket]:
+        """Its own connection, and that to its office if it has one."""
+        return [self.connection] if self.tenure is None else [self.connection, self.tenure.office]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who of the waiting clients leaves.
+"""Hang-ups of queued clients.
 
-A client that waits has sent its first bytes, and these stay in its socket: nothing of it is ours to lose. So the loop,
-which looks for readable sockets, would find it readable for ever. An epoll(7) instance of its own looks for nothing but
-the end of what the client has to say (EPOLLRDHUP), and is itself a descriptor that the loop watches.
+A queued client has sent its first bytes, and these stay in its socket, so that nothing of it is in the broker's memory.
+The loop looks for readable sockets and would find this one readable for ever. So an epoll(7) instance of its own waits
+for nothing but the end of the client's stream (EPOLLRDHUP). The loop watches the instance's descriptor.
 """
 
 import asyncio
@@ -12,24 +12,24 @@ import socket
 from collections.abc import Callable
 
 
-class Departures:
-    """Watches any number of sockets for the other side's end. Its owner calls `close`."""
+class Hangups:
+    """Watches any number of sockets for the end of the other side's stream. Its owner calls `close`."""
 
     def __init__(self) -> None:
         """Begin to watch, on the running loop."""
         self._epoll = select.epoll()
-        self._leaving: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], None]] = {}
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll, self._look)
+        self._loop.add_reader(self._epoll, self._poll)
 
-    def watch(self, connection: socket.socket, left: Callable[[], None]) -> None:
-        """Have `left` called, once, when the other side has closed or is lost. Before closing the socket: `unwatch`."""
-        self._leaving[connection.fileno()] = left
+    def watch(self, connection: socket.socket, hung_up: Callable[[], None]) -> None:
+        """Call `hung_up` once when the other side has closed or is lost. Call `unwatch` before the socket is closed."""
+        self._callbacks[connection.fileno()] = hung_up
         self._epoll.register(connection, select.EPOLLRDHUP)
 
     def unwatch(self, connection: socket.socket) -> None:
-        """Watch the socket no more, if it was watched at all."""
-        if self._leaving.pop(connection.fileno(), None) is not None:
+        """Watch the socket no more. Does nothing if it is not watched."""
+        if self._callbacks.pop(connection.fileno(), None) is not None:
             self._epoll.unregister(connection)
 
     def close(self) -> None:
@@ -37,9 +37,9 @@ class Departures:
         self._loop.remove_reader(self._epoll)
         self._epoll.close()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for descriptor, _ in self._epoll.poll(0):
-            left = self._leaving.pop(descriptor, None)  # one of those before may have had it unwatched
-            if left is not None:
+            hung_up = self._callbacks.pop(descriptor, None)  # an earlier callback may have unwatched it
+            if hung_up is not None:
                 self._epoll.unregister(descriptor)
-                left()
+                hung_up()

@@ -109,7 +109,7 @@ async def test_silent_and_vanishing_connections_cost_no_worker() -> None:
 async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "_MOST_SILENT", 2)
     async with world() as it, it.client() as first, it.client() as second:
-        await until(lambda: len(it.broker.clients) == 2)
+        await until(lambda: len(it.broker.driver.clients) == 2)
         async with it.client():
             assert await first.ended()
             assert await second.open() == HELLO
@@ -118,11 +118,11 @@ async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pyte
 async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> None:
     async with world() as it, it.client() as client:
         await settled(it.broker.pool, State.IDLE)
-        await until(lambda: it.broker.clients)
+        await until(lambda: it.broker.driver.clients)
         await client.send(OPENING)
         it.broker._hang_up_on_the_most_silent()
         assert await client.ended()
-        await until(lambda: not it.broker.clients)
+        await until(lambda: not it.broker.driver.clients)
         assert it.broker.pool.totals.sessions == 0
         assert it.journal.count(messages.INTERNAL_ERROR) == 0
 
@@ -372,7 +372,7 @@ async def test_at_no_load_everything_stops_and_the_broker_too() -> None:
 
 async def test_a_connection_that_says_nothing_yet_keeps_the_broker() -> None:
     async with world("[pool]\nworkers=1\nmin_workers=0\nidle_timeout=1", ends_unused=True) as it, it.client() as slow:
-        await until(lambda: it.broker.clients)
+        await until(lambda: it.broker.driver.clients)
         await until(lambda: it.broker.pool.unused)
         assert await slow.open() == HELLO
 
@@ -495,7 +495,7 @@ async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting, it.client() as silent:
         await busy.open()
         await waiting.send(OPENING)
-        await until(lambda: it.broker.pool.queue and len(it.broker.clients) == 3)
+        await until(lambda: it.broker.pool.queue and len(it.broker.driver.clients) == 3)
         it.broker.end(End.STOP)
         assert await busy.ended()
         assert await waiting.ended()

@@ -60,7 +60,7 @@ class Scene:
     @property
     def third(self) -> int:
         """The worker of which there is no bystander."""
-        held = {client.worker for client in self.it.broker.clients.values() if client.session <= len(self.bystanders)}
+        held = {client.tenure and client.tenure.worker for client in self.it.broker.driver.clients.values() if client.session <= len(self.bystanders)}
         (number,) = self.it.broker.pool.workers.keys() - held
         return number
 
@@ -71,7 +71,7 @@ class Scene:
         """Cancel the task of a client; what the broker does to itself only as it ends."""
         task = self.task_of(session)
         if task is not None:
-            client = self.it.broker.clients[session]
+            client = self.it.broker.driver.clients[session]
             self.cancelled += client.forwarding is not None and not client.forwarding._done.done()
             task.cancel()
 
@@ -110,7 +110,7 @@ class Scene:
         pool, keeper = it.broker.pool, it.broker.keeper
         for office in it.supervisor.offices.values():
             office.fault = ""
-        await until(lambda: len(it.broker.clients) == alive and not pool.queue)
+        await until(lambda: len(it.broker.driver.clients) == alive and not pool.queue)
         for _ in range(2):
             await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
             await until(lambda: not keeper._tasks)
@@ -123,7 +123,7 @@ class Scene:
             assert await client.receive(len(words)) == words
         assert len(it.broker._tasks) == alive
         assert not it.broker._silent
-        assert not it.broker._departures._leaving
+        assert not it.broker._hangups._callbacks
         assert it.supervisor.offices.keys() == {1, 2, 3}
         self.check_counts()
 
@@ -208,7 +208,7 @@ async def half_closed(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     number = await forwarding(at, victim, other)
     at.it.supervisor.offices[number].fault = "never-let-go"
     victim.socket.shutdown(socket.SHUT_WR)
-    session = at.it.broker.clients[session_of(at, victim)]
+    session = at.it.broker.driver.clients[session_of(at, victim)]
     await until(lambda: session.forwarding is not None and "gone" in session.forwarding._timers)
     return number
 
@@ -291,7 +291,7 @@ FATES = ["stay", "close", "reset", "half-close", "speak", "cancel"]
 def session_of(at: Scene, client: FakeClient) -> int:
     """The number by which the broker knows a client; 0 if it doesn't."""
     name = "{}:{}".format(*client.socket.getsockname())
-    return next((session for session, known in at.it.broker.clients.items() if known.peer.name == name), 0)
+    return next((session for session, known in at.it.broker.driver.clients.items() if known.peer.name == name), 0)
 
 
 async def meet(at: Scene, victim: FakeClient, session: int, fate: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Departures: whoever waits is told of once as it leaves, and by nothing else."""
+"""Hangups: whoever waits is told of once as it leaves, and by nothing else."""
 
 import asyncio
 import contextlib
@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from fakes import until
-from ooodd.broker.hangups import Departures
+from ooodd.broker.hangups import Hangups
 
 _RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Departures]:
+def watching() -> Iterator[Hangups]:
     """Watch for a while, in which nothing that the loop calls may fail."""
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
-    departures = Departures()
+    hangups = Hangups()
     try:
-        yield departures
+        yield hangups
     finally:
-        departures.close()
+        hangups.close()
     assert failed == []
 
 
@@ -66,31 +66,31 @@ async def test_who_leaves_is_told_of_once_whatever_is_unread(
     leave: Callable[[socket.socket], None], unread: bytes
 ) -> None:
     told: list[str] = []
-    with watching() as departures, pair() as (client, near):
+    with watching() as hangups, pair() as (client, near):
         client.sendall(unread)
-        departures.watch(near, partial(told.append, "left"))
+        hangups.watch(near, partial(told.append, "left"))
         leave(client)
         await until(lambda: told)
         await turns()
         assert told == ["left"]
-        assert departures._epoll.poll(0) == [], "the loop is called for nothing"
+        assert hangups._epoll.poll(0) == [], "the loop is called for nothing"
         if leave is not _reset:  # that takes the bytes away
             assert near.recv(100) == unread
 
 
 async def test_who_left_before_it_was_watched_is_told_of_too() -> None:
     told: list[str] = []
-    with watching() as departures, pair() as (client, near):
+    with watching() as hangups, pair() as (client, near):
         client.close()
-        departures.watch(near, partial(told.append, "left"))
+        hangups.watch(near, partial(told.append, "left"))
         await until(lambda: told)
 
 
 async def test_mere_bytes_are_no_departure_and_stay_where_they_are() -> None:
     told: list[str] = []
-    with watching() as departures, pair() as (client, near), pair() as (other, near_other):
-        departures.watch(near, partial(told.append, "silent"))
-        departures.watch(near_other, partial(told.append, "leaves"))
+    with watching() as hangups, pair() as (client, near), pair() as (other, near_other):
+        hangups.watch(near, partial(told.append, "silent"))
+        hangups.watch(near_other, partial(told.append, "leaves"))
         client.sendall(b"first words")
         await asyncio.to_thread(near.recv, 1, socket.MSG_PEEK)
         other.close()
@@ -98,15 +98,15 @@ async def test_mere_bytes_are_no_departure_and_stay_where_they_are() -> None:
         await turns()
         assert told == ["leaves"]
         assert near.recv(100) == b"first words"
-        departures.unwatch(near)
+        hangups.unwatch(near)
 
 
 async def test_who_is_not_watched_any_more_leaves_unnoticed() -> None:
     told: list[str] = []
-    with watching() as departures, pair() as (client, near), pair() as (other, near_other):
-        departures.watch(near, partial(told.append, "unwatched"))
-        departures.watch(near_other, partial(told.append, "watched"))
-        departures.unwatch(near)
+    with watching() as hangups, pair() as (client, near), pair() as (other, near_other):
+        hangups.watch(near, partial(told.append, "unwatched"))
+        hangups.watch(near_other, partial(told.append, "watched"))
+        hangups.unwatch(near)
         client.close()
         other.close()
         await until(lambda: told)
@@ -115,21 +115,21 @@ async def test_who_is_not_watched_any_more_leaves_unnoticed() -> None:
 
 
 async def test_unwatching_is_for_everybody() -> None:
-    with watching() as departures, pair() as (client, near):
-        departures.unwatch(near)  # never watched
+    with watching() as hangups, pair() as (client, near):
+        hangups.unwatch(near)  # never watched
         told: list[str] = []
-        departures.watch(near, partial(told.append, "left"))
+        hangups.watch(near, partial(told.append, "left"))
         client.close()
         await until(lambda: told)
-        departures.unwatch(near)  # told of already
+        hangups.unwatch(near)  # told of already
 
 
 async def test_who_was_unwatched_can_be_watched_again() -> None:
     told: list[str] = []
-    with watching() as departures, pair() as (client, near):
-        departures.watch(near, partial(told.append, "first"))
-        departures.unwatch(near)
-        departures.watch(near, partial(told.append, "second"))
+    with watching() as hangups, pair() as (client, near):
+        hangups.watch(near, partial(told.append, "first"))
+        hangups.unwatch(near)
+        hangups.watch(near, partial(told.append, "second"))
         client.close()
         await until(lambda: told)
         assert told == ["second"]
@@ -137,17 +137,17 @@ async def test_who_was_unwatched_can_be_watched_again() -> None:
 
 async def test_one_that_goes_can_take_another_of_the_same_batch_along() -> None:
     told: list[int] = []
-    with watching() as departures, contextlib.ExitStack() as stack:
+    with watching() as hangups, contextlib.ExitStack() as stack:
         pairs = dict(enumerate(stack.enter_context(pair()) for _ in range(2)))
 
         def left(number: int) -> None:
             told.append(number)
             _, other = pairs[1 - number]
-            departures.unwatch(other)
+            hangups.unwatch(other)
             other.close()
 
         for number, (_, near) in pairs.items():
-            departures.watch(near, partial(left, number))
+            hangups.watch(near, partial(left, number))
         for client, _ in pairs.values():
             client.close()
         await until(lambda: told)
@@ -157,29 +157,29 @@ async def test_one_that_goes_can_take_another_of_the_same_batch_along() -> None:
 
 async def test_of_many_each_is_told_of_by_its_own_name() -> None:
     told: list[int] = []
-    with watching() as departures, contextlib.ExitStack() as stack:
+    with watching() as hangups, contextlib.ExitStack() as stack:
         pairs = [stack.enter_context(pair()) for _ in range(100)]
         for number, (_, near) in enumerate(pairs):
-            departures.watch(near, partial(told.append, number))
+            hangups.watch(near, partial(told.append, number))
         for client, _ in pairs[::2]:
             client.close()
         await until(lambda: len(told) == 50)
         await turns()
         assert sorted(told) == list(range(0, 100, 2))
         for _, near in pairs:
-            departures.unwatch(near)
+            hangups.unwatch(near)
 
 
 async def test_a_duplicate_that_lives_on_tells_nothing_once_it_is_unwatched() -> None:
     # epoll(7): a descriptor that is closed stays watched as long as a duplicate is open, as it is in the fd store.
     told: list[str] = []
-    with watching() as departures, pair() as (client, near), pair() as (other, near_other):
+    with watching() as hangups, pair() as (client, near), pair() as (other, near_other):
         with near.dup():
-            departures.watch(near, partial(told.append, "closed"))
-            departures.unwatch(near)
+            hangups.watch(near, partial(told.append, "closed"))
+            hangups.unwatch(near)
             near.close()
             client.close()
-            departures.watch(near_other, partial(told.append, "other"))
+            hangups.watch(near_other, partial(told.append, "other"))
             other.close()
             await until(lambda: told)
             await turns()
@@ -188,10 +188,10 @@ async def test_a_duplicate_that_lives_on_tells_nothing_once_it_is_unwatched() ->
 
 async def test_closing_leaves_nothing_on_the_loop_and_no_descriptor() -> None:
     with pair() as (_, near):
-        departures = Departures()
-        descriptor = departures._epoll.fileno()
-        departures.watch(near, partial(pytest.fail, "nobody left"))
-        departures.close()
+        hangups = Hangups()
+        descriptor = hangups._epoll.fileno()
+        hangups.watch(near, partial(pytest.fail, "nobody left"))
+        hangups.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
         assert not asyncio.get_running_loop().remove_reader(descriptor)

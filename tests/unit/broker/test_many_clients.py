@@ -17,7 +17,8 @@ import world as world_module
 from fakes import GREETING, OPENING, FakeClient, first_request, settled, until
 from ooodd import messages
 from ooodd.pool.pool import State
-from ooodd.systemd.fdstore import Marks, SystemdStore
+from ooodd.systemd.fdstore import SystemdFdStore
+from ooodd.systemd.marks import Marks
 from ooodd.systemd.notify import NoNotifier
 from world import World, world
 
@@ -55,7 +56,7 @@ async def test_of_a_crowd_some_wait_in_order_and_the_others_are_told_why_not() -
             assert it.queued(WAITING)
             assert served == []
         answers = await asyncio.gather(*crowd)
-        await until(lambda: not it.broker.clients)
+        await until(lambda: not it.broker.driver.clients)
         await settled(it.broker.pool, State.IDLE)
     refusals = [answer for answer in answers if answer]
     assert len(refusals) == CLIENTS - WAITING
@@ -70,7 +71,7 @@ async def test_of_a_crowd_some_wait_in_order_and_the_others_are_told_why_not() -
 async def test_a_waiting_client_takes_little_memory(
     monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
-    monkeypatch.setattr(world_module, "NoStore", lambda: SystemdStore(NoNotifier(), Marks()))
+    monkeypatch.setattr(world_module, "NoFdStore", lambda: SystemdFdStore(NoNotifier(), Marks()))
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=10000") as it, it.client() as holder:
         await holder.open()
         with ExitStack() as stack:
@@ -84,7 +85,7 @@ async def test_a_waiting_client_takes_little_memory(
                 gc.collect()
                 after, _ = tracemalloc.get_traced_memory()
                 most = tracemalloc.take_snapshot().statistics("lineno")[:12]
-        await until(lambda: len(it.broker.clients) == 1)
+        await until(lambda: len(it.broker.driver.clients) == 1)
     each = (after - before) / MEASURED
     record_property("bytes_per_waiting_client", round(each))
     print(f"{each:.0f} bytes for each waiting client", *most, sep="\n")

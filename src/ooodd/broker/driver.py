@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The driver: carries out what the pool decides, and tells the pool what becomes of its workers.
+
+What is logged, counted and marked of one event is done in one go, so that a kill hardly ever comes between.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, astuple
+
+from ooodd import messages
+from ooodd.broker.client import Client, Refused
+from ooodd.broker.refusals import REFUSALS
+from ooodd.config import Config
+from ooodd.errors import describe
+from ooodd.journal import Journal
+from ooodd.office.keeper import Keeper, Verdict
+from ooodd.office.office import Office
+from ooodd.office.supervisor import Supervisor
+from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
+from ooodd.pool.pool import Pool
+from ooodd.systemd.fdstore import FdStore
+
+_STOP_MESSAGES = {
+    Reason.CRASHED: messages.WORKER_CRASHED,
+    Reason.HUNG: messages.WORKER_HUNG,
+    Reason.DIRTY: messages.WORKER_DIRTY,
+}
+# Reasons to stop a worker that are not worth a line: the broker's own lines tell.
+_EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED})
+
+
+class Driver:
+    """Stands between the pool, which decides, and offices, clients, marks and journal. Implements `keeper.Events`.
+
+    Its owner calls `close`.
+    """
+
+    def __init__(self, config: Config, pool: Pool, supervisor: Supervisor, journal: Journal, store: FdStore) -> None:
+        """Take what it works on. Supervisor and store stay the caller's to close."""
+        self.config = config
+        self.pool = pool
+        self.journal = journal
+        self.store = store
+        self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
+        self.clients: dict[int, Client] = {}
+        # Whether the broker hands over: a session that begins now is forwarded by the next one.
+        self.frozen = False
+        # Called after each event of the pool.
+        self.changed: Callable[[], None] = lambda: None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def configure(self, config: Config) -> None:
+        """Use another configuration. The pool has its own event for that."""
+        self.config = config
+        self.keeper.start_timeout = config.pool.start_timeout
+        self.keeper.probe_timeout = config.pool.probe_timeout
+
+    async def close(self) -> None:
+        """Cancel the timer, and what is under way for workers."""
+        await self.keeper.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def survive(self, where: str, error: Exception) -> None:
+        """Report an error of ooodd itself, with all that helps to find it. Only what it happened to ends by it."""
+        self.journal.log(messages.INTERNAL_ERROR, where=where, error=describe(error))
+        self._loop.default_exception_handler({"message": where, "exception": error})
+
+    # What the pool decides
+
+    def do(self, actions: Iterable[Action]) -> None:
+        """Carry out the actions of one event, in order. An error in one leaves none of the others undone."""
+        for action in actions:
+            try:
+                self._carry_out(action)
+            except Exception as error:  # noqa: BLE001 - a bug, and no reason to leave the others undone
+                self.survive(str(action), error)
+        self._save_totals()
+        self._set_timer()
+        self.changed()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Start(number):
+                self.keeper.start(number)
+            case Stop(number, reason, detail):
+                self._stop(number, reason, detail)
+            case Probe(number):
+                self.keeper.probe(number)
+            case Lease(number, session):
+                self._lease(number, session)
+            case Break(_, session):
+                self._break(self.clients[session])
+            case Refuse(session, reason):
+                self._refuse(self.clients[session], reason)
+
+    def _lease(self, number: int, session: int) -> None:
+        self.mark(number)
+        self.clients[session].turn.decide(Lease(number, session))
+
+    def _stop(self, number: int, reason: Reason, detail: str) -> None:
+        if reason is Reason.NOT_STARTED:
+            self.journal.log(messages.WORKER_NOT_STARTED, worker=number, detail=detail)
+        elif reason not in _EXPECTED:
+            message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
+            self.journal.log(message, worker=number, detail=detail or reason)
+        self._save_totals()
+        self.store.marks.slot(number).stopping = True
+        self.keeper.stop(number)
+
+    def _break(self, client: Client) -> None:
+        self.forget(client)  # no other broker can go on with it
+        if client.tenure is not None:
+            client.tenure.path.office_lost()
+
+    def _refuse(self, client: Client, reason: Reason) -> None:
+        refused = Refused(self._refusal(client, reason))
+        self.journal.log(
+            messages.CLIENT_REFUSED,
+            session=client.session,
+            client=client.peer.name,
+            seconds=client.seconds,
+            text=refused.text,
+        )
+        client.turn.decide(refused)
+
+    def _refusal(self, client: Client, reason: Reason) -> str:
+        """Return what a client that gets no office is told."""
+        return REFUSALS[reason].format(
+            workers=self.config.pool.workers,
+            queued=len(self.pool.queue),
+            host=client.peer.host,
+            max_per_host=self.config.queue.max_per_host,
+            timeout=self.config.queue.timeout,
+            start_error=self.pool.start_error,
+        )
+
+    # What becomes of the workers
+
+    def worker_ready(self, number: int, office: Office) -> None:
+        """Take the worker into service."""
+        now = time.monotonic()
+        seconds = now - self.pool.workers[number].since
+        self.journal.log(messages.WORKER_READY, worker=number, pid=office.pid, seconds=seconds)
+        actions = self.pool.ready(number, now)
+        self.mark(number)
+        self.do(actions)
+
+    def worker_not_started(self, number: int, detail: str) -> None:
+        """Have the pool back off from the worker."""
+        self.do(self.pool.not_started(number, time.monotonic(), f"{detail}{self.keeper.details(number)}"))
+
+    def worker_probed(self, number: int, verdict: Verdict) -> None:
+        """Have the pool keep or replace the worker."""
+        self.do(self.pool.probed(number, time.monotonic(), **asdict(verdict)))
+
+    def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
+        """Have the pool replace the worker."""
+        self.do(self.pool.lost(number, time.monotonic(), reason, detail))
+
+    def worker_stopped(self, number: int) -> None:
+        """Have the pool start the worker again if it is needed."""
+        self.store.marks.slot(number).clear()
+        self.do(self.pool.stopped(number, time.monotonic()))
+
+    def worker_not_stopped(self, number: int, detail: str) -> None:
+        """Report it. The next start ends what is left."""
+        self.journal.log(messages.WORKER_NOT_STOPPED, worker=number, detail=detail)
+
+    # What the next broker has to know
+
+    def keep(self, client: Client, name: str, *connections: socket.socket) -> None:
+        """Keep connections of a client in the store, which are not kept yet."""
+        client.kept.append(name)
+        self.store.keep(name, *connections)
+
+    def forget(self, client: Client) -> None:
+        """Keep nothing of a client any more; that to its office goes first, see `adoption`."""
+        while client.kept:
+            self.store.drop(client.kept[-1])
+            client.kept.pop()
+
+    def mark(self, number: int) -> None:
+        """Note what the next broker has to know of a worker whose office runs."""
+        worker, slot = self.pool.workers[number], self.store.marks.slot(number)
+        self._save_totals()  # if it has a client, that was counted
+        slot.lease(worker.client or 0)
+        slot.pid = self.keeper.office(number).pid
+        slot.uses, slot.max_uses, slot.started = worker.uses, worker.max_uses, worker.started
+
+    def _save_totals(self) -> None:
+        self.store.marks.totals = astuple(self.pool.totals)
+
+    # What is due
+
+    def _set_timer(self) -> None:
+        """Call the pool's `tick` when it has something to do."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (deadline := self.pool.deadline) is not None:
+            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        tenures = {client.session: client.tenure for client in self.clients.values() if client.tenure is not None}
+        quiet = {session: since for session, it in tenures.items() if (since := it.path.quiet_since) is not None}
+        self.do(self.pool.tick(time.monotonic(), quiet))

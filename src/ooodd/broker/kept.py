@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The names of clients in the fd store, and what the next broker reads from them.
+
+    client-17-8640000     the connection of session 17, which was queued 8,640 s after boot
+    office-17-3-8641000   the connection to the office of worker 3, which session 17 has had since a second later;
+                          of a client that never waited its own connection is under this name too
+
+So a client that is served at once takes two messages to systemd, and one that waited four. Two sockets of one name are
+told apart by the kernel: the broker's end of a connection to an office is an AF_UNIX socket without an address of its
+own, and an accepted connection always has one, that of the listener.
+
+Version 0.2 called them "waiting" and "session", and put "/" and inode numbers behind.
+"""
+
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+_CLIENT = re.compile(r"(?:client|waiting)-(?P<session>\d+)-(?P<since>-?\d+)(?:/.*)?")
+_OFFICE = re.compile(r"(?:office|session)-(?P<session>\d+)-(?P<worker>\d+)-(?P<since>-?\d+)(?:/.*)?")
+
+
+def client_name(session: int, queued: float) -> str:
+    """Return the name of a queued client's connection. `queued` is when it joined, in monotonic seconds."""
+    return f"client-{session}-{queued * 1000:.0f}"
+
+
+def office_name(session: int, worker: int, began: float) -> str:
+    """Return the name of a session's connection to its office. `began` is in monotonic seconds."""
+    return f"office-{session}-{worker}-{began * 1000:.0f}"
+
+
+@dataclass
+class Kept:
+    """What is kept of one client: its connection, and that to its office if it has one."""
+
+    session: int
+    names: list[str] = field(default_factory=list)
+    # When it was queued, or when it got its office, in monotonic seconds.
+    since: float = 0.0
+    # 0 for none.
+    worker: int = 0
+    clients: list[socket.socket] = field(default_factory=list)
+    offices: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is of use: a client's connection, and with a worker that to its office."""
+        return len(self.clients) == 1 and len(self.offices) == bool(self.worker)
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All that is kept of the client."""
+        return self.clients + self.offices
+
+    def add(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Take what is under one name."""
+        self.names.append(name)
+        for each in sockets:
+            (self.offices if _is_office_end(each) else self.clients).append(each)
+
+
+def read(left: Mapping[str, Sequence[socket.socket]]) -> tuple[list[Kept], list[str]]:
+    """Return what is kept of each client, in the order of their sessions, and the names that mean nothing here."""
+    found: dict[int, Kept] = {}
+    unknown = []
+    for name, sockets in left.items():
+        match = _CLIENT.fullmatch(name) or _OFFICE.fullmatch(name)
+        if match is None:
+            unknown.append(name)
+            continue
+        session = int(match["session"])
+        kept = found.setdefault(session, Kept(session))
+        kept.add(name, sockets)
+        worker = int(match.groupdict().get("worker") or 0)
+        if worker or not kept.worker:
+            kept.since, kept.worker = int(match["since"]) / 1000, worker
+    return [found[session] for session in sorted(found)], unknown
+
+
+def _is_office_end(connection: socket.socket) -> bool:
+    return connection.family == socket.AF_UNIX and not connection.getsockname()

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The life of one client: accept, admit, queue, lease, forward, inspect, release.
+
+`Session.run` is that life from top to bottom. Until the office can take them, the client's first bytes are looked at
+but not read. So a broker that is killed is followed by one that finds the client as it came.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from ooodd import messages
+from ooodd.broker.bound import Bound
+from ooodd.broker.client import Client, Left, Phase, Refused, Tenure, Turn
+from ooodd.broker.driver import Driver
+from ooodd.broker.farewell import refuse
+from ooodd.broker.hangups import Hangups
+from ooodd.broker.kept import client_name, office_name
+from ooodd.config import Config
+from ooodd.datapath.forward import Forwarding
+from ooodd.datapath.path import Ended, SessionLimits, Side
+from ooodd.datapath.record import Record
+from ooodd.errors import NoDescriptorError, WorkerLostError
+from ooodd.office.keeper import Verdict
+from ooodd.pool.actions import Action, Lease, Reason
+from ooodd.pool.admission import Waiting
+from ooodd.pool.pool import State
+from ooodd.uno.urp import OPENING_SIZE, is_opening
+
+# So many waiting clients are kept in the store. systemd compares each new one with all that are there.
+MOST_KEPT = 1500
+# An office whose session did not end in order is recycled in any case. So long, in seconds, it is asked whether it hangs.
+_DIAGNOSIS_LIMIT = 0.4
+# How long a client may take to hear why it is refused, in seconds.
+_REFUSAL_LIMIT = 5.0
+
+
+class Session:
+    """One client's life. Its owner calls `begin` or, for an adopted client, `resume`; then `run`; then `end`."""
+
+    def __init__(self, client: Client, driver: Driver, hangups: Hangups, silent: Bound, refused: Bound) -> None:
+        """Take a client in any phase. `silent` and `refused` count the clients that do nothing else."""
+        self.client = client
+        self._driver = driver
+        self._pool = driver.pool
+        self._hangups = hangups
+        self._silent = silent
+        self._refused = refused
+        self._place = Waiting(client.since, client.peer.host)
+
+    def begin(self) -> None:
+        """Do what needs no waiting: queue a client that has spoken already, and lease it a worker if one is idle.
+
+        On return it is kept in the store, where it is to be kept at all.
+        """
+        if is_opening(self.client.opening()):
+            self._join()
+            while self.client.phase is Phase.QUEUED and isinstance(self.client.turn.decision, Lease):
+                self._occupy(self.client.turn.decision)
+
+    def resume(self) -> None:
+        """Go on with an adopted client. One that waits has been queued again by the pool."""
+        if self.client.phase is Phase.QUEUED and self.client.turn.decision is None:
+            self._wait_in_queue()
+
+    async def run(self) -> None:
+        """Serve the client from the phase that it is in to its end."""
+        if self.client.phase is Phase.ACCEPTED and not await self._admit():
+            return
+        if self.client.phase is Phase.QUEUED and not await self._lease():
+            return
+        ended = await self._forward()
+        verdict = await self._inspect(ended)
+        self._release(verdict)
+
+    def end(self) -> None:
+        """Close the client, whatever has happened to it, and take back what it still holds."""
+        self._hangups.unwatch(self.client.connection)
+        self._silent.remove(self.client)
+        self._refused.remove(self.client)
+        self._disconnect()
+        self.client.enter(Phase.CLOSED)
+        self._driver.do(self._pool.leave(self.client.session, time.monotonic()))
+
+    # accept, admit
+
+    async def _admit(self) -> bool:
+        """Wait for the first bytes. Only what begins as URP gets an office, and only then."""
+        client = self.client
+        if len(client.opening()) < OPENING_SIZE:
+            self._silent.add(client)
+            await client.wait_for_opening()
+            if client not in self._silent:  # hung up on, though its bytes may have come since
+                return False
+            self._silent.remove(client)
+            client.since = time.monotonic()
+        opening = client.opening()
+        if not is_opening(opening):
+            if opening:
+                self._driver.journal.log(messages.CLIENT_NOT_UNO, client=client.peer.name)
+            return False
+        self._join()
+        return True
+
+    # queue
+
+    def _join(self) -> None:
+        """Join the pool's queue."""
+        now = time.monotonic()
+        self._place = Waiting(now, self.client.peer.host)
+        self._enqueue(self._pool.join(self.client.session, now, self._place.host))
+
+    def _enqueue(self, actions: Iterable[Action]) -> None:
+        """Be queued, as `actions` of the pool say. Most clients have their turn at once."""
+        if self.client.phase is Phase.ACCEPTED:
+            self.client.enter(Phase.QUEUED)
+        self.client.turn = Turn()
+        self._driver.do(actions)
+        if self.client.turn.decision is None:
+            self._wait_in_queue()
+
+    def _wait_in_queue(self) -> None:
+        if not self.client.kept and len(self._pool.queue) <= MOST_KEPT:
+            name = client_name(self.client.session, self._place.joined)
+            self._driver.keep(self.client, name, self.client.connection)
+        self._hangups.watch(self.client.connection, self._leave_queue)
+
+    def _leave_queue(self) -> None:
+        """Act on a client that has hung up. A worker that it got in this very turn of the loop is untouched."""
+        client, now = self.client, time.monotonic()
+        match client.turn.decision:
+            case Lease(number, _):
+                self._give_back(number)
+            case None:
+                self._driver.do(self._pool.leave(client.session, now))
+            case _:
+                return
+        self._driver.journal.log(
+            messages.CLIENT_LEFT, client=client.peer.name, session=client.session, seconds=client.seconds
+        )
+        client.turn.decide(Left())
+
+    def _give_back(self, number: int) -> None:
+        """Give back a worker whose office the client has not touched."""
+        actions = self._pool.give_back(number, self.client.session, time.monotonic())
+        if self._pool.workers[number].client is None:
+            self._driver.mark(number)
+        self._driver.do(actions)
+
+    # lease
+
+    async def _lease(self) -> bool:
+        """Wait for the client's turn; False for one that is refused or has left."""
+        while self.client.phase is Phase.QUEUED:
+            decision = await self.client.turn.decided()
+            self._hangups.unwatch(self.client.connection)
+            match decision:
+                case Lease():
+                    self._occupy(decision)
+                case Refused(text):
+                    await self._refuse(text)
+                case Left():
+                    return False
+        return self.client.phase is Phase.LEASED
+
+    def _occupy(self, lease: Lease) -> None:
+        """Connect to the worker's office, and keep the session. If that fails, the client is queued again."""
+        client, number = self.client, lease.worker
+        try:
+            office = self._driver.keeper.office(number).connect()
+        except WorkerLostError as error:
+            self._driver.worker_lost(number, Reason.CRASHED, str(error))
+            self._enqueue(self._pool.rejoin(client.session, self._place, time.monotonic()))
+            return
+        except NoDescriptorError:
+            self._give_back(number)
+            self._enqueue(self._pool.turn_away(client.session, Reason.NO_DESCRIPTOR))
+            return
+        client.enter(Phase.LEASED)
+        client.since = time.monotonic()
+        slot = self._driver.store.marks.slot(number)
+        path = Forwarding(client.connection, office, session_limits(self._driver.config), Record(slot.record), client.since)
+        client.tenure = Tenure(number, office, path)
+        if self._driver.frozen:
+            path.freeze()
+        connections = [office] if client.kept else [client.connection, office]
+        self._driver.keep(client, office_name(client.session, number, client.since), *connections)
+        slot.begun = True
+        self._driver.journal.log(
+            messages.SESSION_BEGIN,
+            session=client.session,
+            client=client.peer.name,
+            worker=number,
+            seconds=client.since - self._place.joined,
+        )
+
+    async def _refuse(self, text: str) -> None:
+        """Answer the client's first request with the reason for which it gets no office."""
+        self.client.enter(Phase.REFUSED)
+        self._driver.forget(self.client)  # what it says is read from here on, so no other broker can go on with it
+        self._refused.add(self.client)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFUSAL_LIMIT):
+                await refuse(self.client, text)
+
+    # forward
+
+    async def _forward(self) -> Ended:
+        """Let client and office talk until the office has let go. Ends both connections."""
+        client, tenure = self.client, self.client.tenure
+        assert tenure is not None
+        client.enter(Phase.FORWARDING)
+        client.read_every_byte()
+        ended = await tenure.path.run()
+        self._disconnect()  # now, for the inspection takes a descriptor
+        self._driver.journal.log(
+            messages.SESSION_END,
+            session=client.session,
+            worker=tenure.worker,
+            client=client.peer.name,
+            by=f"{ended.by}: {ended.limit}" if ended.limit else ended.by,
+            seconds=client.seconds,
+            to_office=ended.to_office,
+            to_client=ended.to_client,
+        )
+        return ended
+
+    def _disconnect(self) -> None:
+        """End the client's connections, and keep them no more."""
+        self.client.hang_up()
+        self._driver.forget(self.client)
+        self.client.close()
+
+    # inspect, release
+
+    async def _inspect(self, ended: Ended) -> Verdict | None:
+        """Return whether the worker can go on to the next client; None if it has been taken away already."""
+        client, tenure = self.client, self.client.tenure
+        assert tenure is not None
+        client.enter(Phase.INSPECTING)
+        if not self._pool.inspect(tenure.worker, client.session, time.monotonic()):
+            return None
+        suspicion = _suspect(ended)
+        within = self._driver.config.pool.probe_timeout
+        try:
+            within = min(within, _DIAGNOSIS_LIMIT) if suspicion.fault else within
+            verdict = await self._driver.keeper.inspect(tenure.worker, within)
+        except (NoDescriptorError, WorkerLostError) as error:
+            verdict = Verdict(Reason.CUT_OFF, error.message)
+        if verdict.fault is Reason.HUNG and suspicion.fault:
+            return Verdict(Reason.HUNG, f"{suspicion.detail or suspicion.fault}, {verdict.detail}")
+        return suspicion if suspicion.fault and not verdict.fault else verdict
+
+    def _release(self, verdict: Verdict | None) -> None:
+        """Give the worker back to the pool."""
+        tenure = self.client.tenure
+        if tenure is None or verdict is None:
+            return
+        actions = self._pool.release(tenure.worker, self.client.session, time.monotonic(), **asdict(verdict))
+        worker = self._pool.workers.get(tenure.worker)
+        if worker is not None and worker.state is State.IDLE:
+            self._driver.mark(tenure.worker)
+        self._driver.do(actions)
+
+
+def session_limits(config: Config) -> SessionLimits:
+    """Return what the configuration says of a session."""
+    return SessionLimits(config.session.timeout, config.session.idle_timeout, config.session.grace)
+
+
+def _suspect(ended: Ended) -> Verdict:
+    """Return what speaks against an office because of the way its session ended, however well it answers a probe."""
+    if ended.by is Side.OFFICE:
+        return Verdict(Reason.CUT_OFF)
+    if not ended.followed:
+        return Verdict(Reason.DIRTY, "its session may have ended amid a call: the calls could not be followed")
+    if ended.call_under_way:
+        return Verdict(Reason.DIRTY, "its session ended amid a call")
+    if not ended.office_let_go and ended.by is Side.CLIENT:
+        return Verdict(Reason.DIRTY, "it did not let go of a client that had gone")
+    return Verdict()

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Queued clients across kills and restarts of the broker."""
+
+import asyncio
+import contextlib
+import random
+import socket
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import pytest
+
+from fakes import (
+    GREETING,
+    OPENING,
+    FakeClient,
+    FakeSupervisor,
+    LastingSupervisor,
+    ListJournal,
+    ListNotifier,
+    first_request,
+    settled,
+    states,
+    until,
+)
+from fakesystemd import FakeSystemd
+from ooodd import messages
+from ooodd.broker import adoption
+from ooodd.broker import broker as broker_module
+from ooodd.broker import client as client_module
+from ooodd.broker.broker import Broker, End
+from ooodd.config import parse
+from ooodd.datapath import forward
+from ooodd.datapath.forward import Forwarding
+from ooodd.office.keeper import Verdict
+from ooodd.office.office import Office
+from ooodd.pool.actions import Reason
+from ooodd.pool.pool import State
+from ooodd.systemd import fdstore as store
+from ooodd.systemd import fdstore
+from ooodd.systemd.marks import Marks
+from ooodd.systemd.listeners import listen
+
+from succession import HELLO, ONE, TWO, Machine, PlainKeep, SystemdKeep, all_of, echoes, fill, machine, say, turns
+
+
+
+async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None:
+    served: list[int] = []
+    async with machine() as it:
+        await settled(it.broker.pool, State.IDLE)
+
+        async def one(number: int) -> None:
+            async with it.client() as client:
+                words = OPENING + b"of %d" % number
+                await client.send(words)
+                assert await client.receive(len(GREETING + words)) == GREETING + words
+                served.append(number)
+
+        async with it.client() as busy:
+            await busy.open()
+            tasks = []
+            for number in range(10):
+                tasks.append(asyncio.create_task(one(number)))
+                while len(it.broker.pool.queue) <= number:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            for number in range(3):
+                await it.replace()
+                await turns(1 + number)
+                assert list(it.broker.pool.queue) == list(range(2, 12))
+            assert it.journal.lines[0][1] == {"workers": 1, "sessions": 1, "queued": 10}
+            assert await echoes(busy)
+        await asyncio.gather(*tasks)
+        assert served == list(range(10))
+        assert it.broker.pool.totals.sessions == 11
+        assert it.broker.pool.totals.refused == 0
+
+
+async def test_who_left_the_queue_while_no_broker_ran_is_dropped() -> None:
+    async with machine() as it, it.client() as busy:
+        await busy.open()
+        async with it.client() as waiting:
+            await waiting.send(OPENING)
+            await until(lambda: it.broker.pool.queue)
+            it.kill()
+            await it.bury()
+        await it.begin()
+        await it.journal.wait_for(messages.CLIENT_LEFT)
+        assert not it.broker.pool.queue
+        assert await echoes(busy)
+
+
+async def test_a_client_that_was_just_accepted_is_kept_or_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with machine(ONE) as it, it.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Broker, "_keep_waiting", lambda *_: it.kill())
+            await client.send(OPENING)
+            await until(lambda: it._dying)
+        await it.bury()
+        await it.begin()
+        assert await client.ended()
+        name = "{}:{}".format(*client.socket.getsockname())
+        assert await it.journal.wait_for(messages.CLIENT_LOST) == {"session": 1, "client": name}
+        it.kill()
+        await it.bury()
+        await it.begin()
+        assert it.journal.count(messages.CLIENT_LOST) == 0
+
+
+async def test_silent_clients_are_closed() -> None:
+    async with machine() as it, it.client() as silent, it.client() as half:
+        await half.send(OPENING[:5])
+        await until(lambda: len(it.broker.driver.clients) == 2)
+        it.kill()
+        await it.bury()
+        assert await silent.ended()
+        assert await half.ended()
+        assert it.left == {}
+        await it.begin()
+
+
+async def test_who_connects_while_no_broker_runs_is_served() -> None:
+    async with machine() as it:
+        await settled(it.broker.pool, State.IDLE)
+        it.kill()
+        await it.bury()
+        async with it.client() as client:
+            await client.send(OPENING)
+            await it.begin()
+            assert await client.receive(len(HELLO)) == HELLO
+
+
+async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with machine("[pool]\nworkers=1\n[queue]\ntimeout=1") as it, it.client() as first, it.client() as second:
+        await first.open()
+        await second.send(OPENING)
+        await until(lambda: it.broker.pool.queue)
+        monkeypatch.setattr("ooodd.pool.pool.STANDSTILL", 0.05)
+        monkeypatch.setattr("ooodd.pool.pool._LOOK_INTERVAL", 0.05)
+        await it.replace()
+        refused = await it.journal.wait_for(messages.CLIENT_REFUSED)
+        assert "waits for itself" in str(refused["text"])
+
+
+def an_hour_earlier(it: Machine, session: int) -> None:
+    """Have a client that a broker left be an hour older."""
+    (name,) = (name for name in it.left if name.split("-")[1] == str(session))
+    start, since = name.rsplit("-", 1)
+    it.left[f"{start}-{int(since) - 3_600_000}"] = it.left.pop(name)
+
+
+async def test_the_time_to_wait_does_not_begin_anew() -> None:
+    async with machine(f'{ONE}\n[queue]\ntimeout="1h"') as it, it.client() as busy, it.client() as waiting:
+        await busy.open()
+        await waiting.send(OPENING)
+        await until(lambda: len(it.broker.pool.queue) == 1)
+        it.kill()
+        await it.bury()
+        an_hour_earlier(it, 2)
+        await it.begin()
+        refused = await it.journal.wait_for(messages.CLIENT_REFUSED)
+        assert "[queue] timeout" in str(refused["text"])
+        assert float(str(refused["seconds"])) >= 3600
+        assert await echoes(busy)
+
+
+async def test_the_time_of_a_session_does_not_begin_anew() -> None:
+    async with machine(f'{ONE}\n[session]\ntimeout="1h"') as it, it.client() as client:
+        await client.open()
+        it.kill()
+        await it.bury()
+        an_hour_earlier(it, 1)
+        await it.begin()
+        assert await client.ended()
+        end = await it.journal.wait_for(messages.SESSION_END)
+        assert "[session] timeout" in str(end["by"])
+        assert float(str(end["seconds"])) >= 3600
+
+
+async def test_a_session_that_was_just_leased_is_found_once() -> None:
+    async with machine() as it, it.client() as client:
+        await client.open()
+        (session,) = it.broker.driver.clients.values()
+        it.broker._store.keep("waiting-1-0", session.connection)
+        it.kill()
+        await it.bury()
+        assert it.left.keys() == {session.session_name()}
+        (kept,) = it.left.values()
+        it.left["waiting-1-0"] = [kept[0].dup()]  # as if the store had not known
+        await it.begin()
+        assert not it.broker.pool.queue
+        assert await echoes(client)
+        assert it.broker.driver.clients.keys() == {1}
+
+
+async def test_what_is_neither_session_nor_waiting_is_closed() -> None:
+    async with machine() as it, it.client() as client:
+        await client.open()
+        it.kill()
+        await it.bury()
+        ours, theirs = socket.socketpair()
+        it.left["session-9-0"] = [ours]
+        it.left["waiting-9-0"] = [ours.dup(), ours.dup()]
+        await it.begin()
+        assert theirs.recv(1) == b""
+        theirs.close()
+        assert await echoes(client)
+
+
