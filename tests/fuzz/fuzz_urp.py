@@ -27,8 +27,7 @@ with atheris.instrument_imports(include=["ooodd"]):
     from ooodd.errors import ProtocolError
     from ooodd.uno.probe import Probe
     from ooodd.uno.refusal import Refusal
-    from ooodd.uno.urp import Calls, is_opening
-    from ooodd.uno.wire import MOST_BYTES
+    from ooodd.uno.urp import MOST_BYTES, Calls, is_opening
 
 # Flags of a chunk. A framed one is given a block's header: to find one that fits is not what the fuzzer is for.
 TO_CLIENT = 1

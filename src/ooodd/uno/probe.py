@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ooodd.errors import ProtocolError
+from ooodd.uno.urp import QUERY_INTERFACE, RELEASE
 from ooodd.uno.wire import (
-    QUERY_INTERFACE,
-    RELEASE,
     Blocks,
     Reader,
     Reply,

@@ -10,7 +10,8 @@ ooodd gives way, and has no wish of its own: binaryurp (pyuno, C++) and Java don
 """
 
 from ooodd.errors import ProtocolError
-from ooodd.uno.wire import RELEASE, Blocks, Reader, Reply, accept_property, exception_reply
+from ooodd.uno.urp import RELEASE
+from ooodd.uno.wire import Blocks, Reader, Reply, accept_property, exception_reply
 
 _EXCEPTION = "com.sun.star.uno.RuntimeException"
 

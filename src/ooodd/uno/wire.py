@@ -18,54 +18,46 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ooodd.errors import ProtocolError
+from ooodd.uno.urp import (
+    EXCEPTION,
+    FIRST_REQUEST,
+    FUNCTION_16,
+    HEADER,
+    LONG,
+    MORE_FLAGS,
+    MOST_BYTES,
+    MOST_MESSAGES,
+    NEW_OID,
+    NEW_TID,
+    NEW_TYPE,
+    REQUEST,
+)
 
 _Id = TypeVar("_Id", str, bytes)
 
-# A UNO client's first block is some hundred bytes, and so are an office's answers to ooodd. What names more than this
-# is neither, whatever it is.
-MOST_BYTES = 64 * 1024
-MOST_MESSAGES = 64
-
-# Size, without these 8 bytes, and number of messages.
-HEADER = struct.Struct(">II")
-
-# Flags of a message. With LONG clear it is a request, and the other bits are the function's number.
-LONG = 0x80
-REQUEST = 0x40
-_NEW_TYPE = 0x20  # of a request
-_EXCEPTION = 0x20  # of a reply
-_NEW_OID = 0x10
-_NEW_TID = 0x08
-FUNCTION_16 = 0x04
-MORE_FLAGS = 0x01
-# The only second byte of flags there is: an answer is wanted, even from a oneway method.
+# The only second byte of flags there is: a reply is wanted, even from a oneway method.
 _MUST_REPLY = 0xC0
-# In a short header: the number's other 8 bits follow.
+# In a short header: another 8 bits of the function's number follow.
 _FUNCTION_14 = 0x40
-FIRST_REQUEST = LONG | REQUEST | _NEW_TYPE | _NEW_OID | _NEW_TID
 
-# Functions that every interface has; its own begin at 3.
-QUERY_INTERFACE = 0
-RELEASE = 2
-
-# com.sun.star.uno.TypeClass: those that have names here, and the bit of a name that is not abbreviated.
+# com.sun.star.uno.TypeClass, as far as it is needed here, and the bit of a type whose name follows.
 _VOID = 0
 _EXCEPTION_CLASS = 19
 _INTERFACE_CLASS = 22
 _IN_FULL = 0x80
 
-# The caches of binaryurp and of Java have so many places; an index of all ones is none.
+# The caches of binaryurp and of Java have this many entries; an index of all ones means "not cached".
 _CACHE_SIZE = 256
 _NO_INDEX = 0xFFFF
 _NOT_CACHED = b"\xff\xff"
-# A length up to this takes a byte, and a longer one this byte and four.
+# A length below this takes one byte; this byte means that four bytes with the length follow.
 _LONG_LENGTH = 0xFF
 
-# How much of what the other side said is worth a message, in characters.
+# How many characters of the other side's text go into a message.
 _MOST_SHOWN = 300
 
-# The object by which both sides agree on properties of the protocol. There is one: whether a request carries the
-# caller's current context. Each of binaryurp, Java and ooodd wants it, and ooodd's context is always null.
+# The object by which both sides agree on properties of the protocol. There is one property: whether a request carries
+# the caller's current context. binaryurp, Java and ooodd all want it, and ooodd's context is always null.
 _PROPERTIES_OID = "UrpProtocolProperties"
 _PROPERTIES_TYPE = "com.sun.star.bridge.XProtocolProperties"
 _REQUEST_CHANGE = 4
@@ -155,15 +147,15 @@ class Reader:
             return self._request(0, flags if low is None else (flags & ~_FUNCTION_14) << 8 | low)
         if not flags & REQUEST:
             self._read_tid(flags)
-            return Reply(self._tid, bool(flags & _EXCEPTION))
+            return Reply(self._tid, bool(flags & EXCEPTION))
         if flags & MORE_FLAGS and self.number(1) != _MUST_REPLY:
             raise ProtocolError("a request with unknown flags")
         return self._request(flags, self.number(2 if flags & FUNCTION_16 else 1))
 
     def _request(self, flags: int, function: int) -> Request:
-        if flags & _NEW_TYPE:
+        if flags & NEW_TYPE:
             self._type = self._type_of(_INTERFACE_CLASS)
-        if flags & _NEW_OID:
+        if flags & NEW_OID:
             self._oid = self.oid()
         self._read_tid(flags)
         if not (self._type and self._oid):
@@ -171,7 +163,7 @@ class Reader:
         return Request(function, self._type, self._oid, self._tid)
 
     def _read_tid(self, flags: int) -> None:
-        if flags & _NEW_TID:
+        if flags & NEW_TID:
             tid = self._bytes(self._length())
             self._tid = self._known(self._tids, self._index(), tid)
         if not self._tid:
@@ -300,13 +292,13 @@ def request(function: int, type_name: str, oid: str, tid: bytes, values: bytes) 
 
 def reply(tid: bytes, values: bytes) -> bytes:
     """Return a block with a reply."""
-    return _block(bytes([LONG | _NEW_TID]), _sized(tid), _NOT_CACHED, values)
+    return _block(bytes([LONG | NEW_TID]), _sized(tid), _NOT_CACHED, values)
 
 
 def exception_reply(tid: bytes, type_name: str, message: str) -> bytes:
     """Return a block with an exception that has a message and no context, and of its own nothing."""
     values = _named_type(_EXCEPTION_CLASS, type_name) + text(message) + reference("")
-    return _block(bytes([LONG | _EXCEPTION | _NEW_TID]), _sized(tid), _NOT_CACHED, values)
+    return _block(bytes([LONG | EXCEPTION | NEW_TID]), _sized(tid), _NOT_CACHED, values)
 
 
 def text(value: str) -> bytes:

@@ -15,7 +15,8 @@ class Selector(eager.EagerSelector):
     """A selector with readable sockets: eager ones, and some of the loop's."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self._report)
+        self.errors: list[tuple[int, Exception]] = []
         self.sockets: list[socket.socket] = []
 
     def readable(self, callback: Callable[[socket.socket], bool] | None = None) -> socket.socket:
@@ -24,8 +25,12 @@ class Selector(eager.EagerSelector):
         far.send(b"some bytes")
         self.register(near, selectors.EVENT_READ)
         if callback is not None:
-            eager.callbacks[near.fileno()] = lambda: callback(near)
+            self.readers[near.fileno()] = lambda: callback(near)
         return near
+
+    def _report(self, descriptor: int, error: Exception) -> None:
+        del self.readers[descriptor]
+        self.errors.append((descriptor, error))
 
     def ready(self, timeout: float | None) -> list[object]:
         return [key.fileobj for key, _ in self.select(timeout)]
@@ -36,7 +41,6 @@ def selector() -> Iterator[Selector]:
     it = Selector()
     yield it
     it.close()
-    eager.callbacks.clear()
     for each in it.sockets:
         each.close()
 
@@ -91,4 +95,4 @@ def test_a_callback_that_fails_is_left_to_the_loop(selector: Selector) -> None:
 
     near = selector.readable(fail)
     assert selector.ready(None) == [near]
-    assert not eager.callbacks
+    assert not selector.readers

@@ -13,9 +13,12 @@ import pytest
 
 from fakes import until
 from ooodd.datapath import forward
-from ooodd.datapath.forward import Ended, Forwarding, Holding, SessionLimits, Side
+from ooodd.datapath.direction import CHUNK_SIZE
+from ooodd.datapath.forward import Forwarding
+from ooodd.datapath.path import Ended, SessionLimits, Side
+from ooodd.datapath.record import Record
 
-SIZES = [1, 8, 109, 4096, forward.CHUNK_SIZE, 3 * forward.CHUNK_SIZE + 1, 8 * 1024 * 1024]
+SIZES = [1, 8, 109, 4096, CHUNK_SIZE, 3 * CHUNK_SIZE + 1, 8 * 1024 * 1024]
 
 # A call with the number 3, and a reply to one: block header, flags and what else a head has.
 CALL = struct.pack(">IIBB", 2, 1, 0xF8, 3)
@@ -31,14 +34,14 @@ class Session:
         for each in (self.client, self.near_client, self.office, self.near_office):
             each.setblocking(False)  # noqa: FBT003
         self.client.send(before)
-        self.holding = Holding(bytearray(b"\7\7\7\7"), 1, 2)
-        self.forwarding = Forwarding(self.near_client, self.near_office, limits, self.holding)
+        self.record = Record()
+        self.forwarding = Forwarding(self.near_client, self.near_office, limits, self.record)
         self.task = asyncio.create_task(self.forwarding.run())
 
     @property
     def marks(self) -> tuple[int, int]:
         """What is marked as held, on the way to the office and to the client."""
-        return self.holding.memory[1], self.holding.memory[2]
+        return self.record.memory[Record.TO_OFFICE], self.record.memory[Record.TO_CLIENT]
 
     def reset(self) -> None:
         """Let the client vanish."""
@@ -60,7 +63,6 @@ async def session(limits: SessionLimits | None = None, before: bytes = b"") -> A
         it.task.cancel()
         await asyncio.gather(it.task, return_exceptions=True)
         it.close()
-        assert it.holding.memory[0] == it.holding.memory[3] == 7, "the memory is others' too"
 
 
 def _tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -77,14 +79,14 @@ async def send(end: socket.socket, data: bytes) -> None:
 async def stall(it: Session, source: socket.socket) -> int:
     """Send what nobody reads until it is in the forwarding's memory and more isn't taken; return how much was sent."""
     sent = 0
-    index = it.holding.to_office if source is it.client else it.holding.to_client
+    hold = Record.TO_OFFICE if source is it.client else Record.TO_CLIENT
     direction = it.forwarding._to_office if source is it.client else it.forwarding._to_client
     while True:
         try:
             sent += source.send(bytes(65536))
         except BlockingIOError:
-            if direction._pending is not None:
-                assert it.holding.memory[index] == 1
+            if direction.pending:
+                assert it.record.memory[hold] == 1
                 return sent
         await asyncio.sleep(0)
 
@@ -126,7 +128,7 @@ async def test_a_half_closed_client_still_gets_its_answer() -> None:
         await send(it.client, CALL)
         it.client.shutdown(socket.SHUT_WR)
         assert await receive(it.office) == CALL
-        answer = struct.pack(">IIBB", 4 * forward.CHUNK_SIZE - 8, 1, 0x80, 0) + bytes(4 * forward.CHUNK_SIZE - 10)
+        answer = struct.pack(">IIBB", 4 * CHUNK_SIZE - 8, 1, 0x80, 0) + bytes(4 * CHUNK_SIZE - 10)
         answering = asyncio.create_task(send(it.office, answer))
         assert await receive(it.client, len(answer)) == answer
         await answering
@@ -136,6 +138,7 @@ async def test_a_half_closed_client_still_gets_its_answer() -> None:
             limit="",
             office_let_go=True,
             call_under_way=False,
+            followed=True,
             to_office=len(CALL),
             to_client=len(answer),
         )
@@ -143,7 +146,7 @@ async def test_a_half_closed_client_still_gets_its_answer() -> None:
 
 async def test_a_dying_office_s_last_words_reach_the_client() -> None:
     async with session() as it:
-        words = bytes(2 * forward.CHUNK_SIZE)
+        words = bytes(2 * CHUNK_SIZE)
         sending = asyncio.create_task(send(it.office, words))
         assert await receive(it.client, len(words)) == words
         await sending
@@ -160,8 +163,8 @@ async def test_a_slow_reader_holds_up_the_sender_and_bounds_the_buffer() -> None
         sent = await stall(it, it.client)
         kernel = 32 * 1024 * 1024  # what the four socket buffers may hold, generously
         assert sent < kernel
-        assert it.forwarding._to_office._pending is not None
-        assert len(it.forwarding._to_office._pending) <= forward.CHUNK_SIZE
+        assert it.forwarding._to_office.pending
+        assert it.forwarding._to_office.pending <= CHUNK_SIZE
         assert await receive(it.office, sent) == bytes(sent)
 
 
@@ -171,7 +174,7 @@ async def test_a_vanished_client_is_drained_until_the_office_lets_go() -> None:
         await receive(it.client, 5)
         it.reset()
         assert await receive(it.office) == b""
-        await send(it.office, bytes(2 * forward.CHUNK_SIZE))
+        await send(it.office, bytes(2 * CHUNK_SIZE))
         it.office.close()
         ended = await result(it)
         assert (ended.by, ended.office_let_go) == (Side.CLIENT, True)
@@ -182,7 +185,7 @@ async def test_a_client_that_vanishes_while_bytes_wait_for_it_is_drained_as_well
         await stall(it, it.office)
         it.reset()
         assert await receive(it.office) == b""
-        await send(it.office, bytes(8 * forward.CHUNK_SIZE))
+        await send(it.office, bytes(8 * CHUNK_SIZE))
         assert it.marks == (0, 0)
         it.office.close()
         ended = await result(it)
@@ -336,26 +339,26 @@ async def test_a_call_without_its_reply_is_under_way() -> None:
     async with session() as it:
         await send(it.client, CALL + CALL)
         assert await receive(it.office, 2 * len(CALL)) == CALL + CALL
-        assert it.forwarding.still_since is None
+        assert it.forwarding.quiet_since is None
         await send(it.office, REPLY)
         assert await receive(it.client, len(REPLY)) == REPLY
-        assert it.forwarding.still_since is None
+        assert it.forwarding.quiet_since is None
         it.office.close()
         assert (await result(it)).call_under_way
 
 
-async def test_with_every_reply_there_it_is_still_since_the_last_byte() -> None:
+async def test_with_every_reply_there_it_is_quiet_since_the_last_byte() -> None:
     async with session() as it:
-        began = it.forwarding.still_since
+        began = it.forwarding.quiet_since
         assert began is not None
         await send(it.client, CALL)
         await receive(it.office, len(CALL))
         await send(it.office, REPLY)
         await receive(it.client, len(REPLY))
-        since = it.forwarding.still_since
+        since = it.forwarding.quiet_since
         assert since is not None
         assert began < since <= time.monotonic()
-        assert it.forwarding.still_since == since
+        assert it.forwarding.quiet_since == since
 
 
 # What is held
@@ -430,8 +433,7 @@ async def test_nothing_is_received_once_it_is_frozen() -> None:
 
 async def test_freezing_without_anything_pending_does_not_wait() -> None:
     async with session() as it:
-        assert it.forwarding._to_office.freeze().done()
-        assert it.forwarding._to_client.freeze().done()
+        assert it.forwarding.freeze().done()
 
 
 @pytest.mark.parametrize("way", ["to the office", "to the client"])
@@ -506,7 +508,7 @@ async def test_the_next_one_goes_on_where_a_frozen_one_has_stopped() -> None:
         it.task.cancel()
         await asyncio.gather(it.task, return_exceptions=True)
         await send(it.client, b"two")
-        following = Forwarding(it.near_client, it.near_office, SessionLimits(), it.holding)
+        following = Forwarding(it.near_client, it.near_office, SessionLimits(), it.record)
         task = asyncio.create_task(following.run())
         assert await receive(it.office, 3) == b"two"
         it.client.shutdown(socket.SHUT_WR)

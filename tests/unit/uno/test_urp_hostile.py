@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from ooodd.errors import ProtocolError
 from ooodd.uno.probe import Findings, Probe
 from ooodd.uno.refusal import Refusal
-from ooodd.uno.urp import Calls
-from ooodd.uno.wire import MOST_BYTES
+from ooodd.uno.urp import MOST_BYTES, Calls
 from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID
 
 CONVERSATIONS = [NOTHING_OPEN, HIDDEN_AND_VISIBLE, PYUNO, JAVA, OLD]
