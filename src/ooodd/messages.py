@@ -42,7 +42,9 @@ BROKER_STOPPING = Message(
     "stopping: {sessions} sessions have {seconds:g} s to end, {queued} waiting clients are refused",
 )
 BROKER_UNUSED = Message(
-    "aa10959359b7494ca6b405b2027ae0dd", Priority.NOTICE, "no client for {seconds:g} s: ooodd stops, the next client starts it"
+    "aa10959359b7494ca6b405b2027ae0dd",
+    Priority.NOTICE,
+    "no client for {seconds:g} s: ooodd stops, the next client starts it",
 )
 BROKER_HANDS_OVER = Message(
     "23cb533b696e4c5bb2cc08b353a9d0e0",
