@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one exception family of ooodd.
+"""The exceptions of ooodd.
 
-Each has a stable `code` for programs, a message that names the place, and a hint that names the remedy.
-Foreign exceptions (OSError, D-Bus errors, pydantic's) are mapped to these where the call is made, once.
+Each has a message that names the place, and a hint that names the remedy. Foreign exceptions (OSError, D-Bus errors,
+pydantic's) are mapped to these once, where the call is made.
 """
 
 from typing import ClassVar
 
 
 class OooddError(Exception):
-    """Base of all; `str()` is the one line that an administrator reads."""
+    """Base of all. `str()` gives the one line that an administrator reads."""
 
-    code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -26,60 +25,43 @@ class OooddError(Exception):
 
 
 class ConfigError(OooddError):
-    """The configuration can't be used. Starting again would not help, so systemd doesn't (EX_CONFIG, sysexits.h)."""
+    """The configuration can't be used. Status 78 (EX_CONFIG, sysexits.h) keeps systemd from starting ooodd again."""
 
-    code = "config"
     exit_status = 78
 
 
 class ListenError(OooddError):
-    """The listening socket is missing, of the wrong kind, or can't be had."""
-
-    code = "listen"
+    """The listening socket is missing, is of the wrong kind, or can't be opened."""
 
 
 class BusError(OooddError):
-    """The message bus can't be reached, was lost, or gave no answer in time."""
-
-    code = "bus"
+    """The message bus can't be reached, was lost, or did not answer in time."""
 
 
 class StartError(OooddError):
     """A worker could not be started. The pool backs off and tries again."""
 
-    code = "start"
-
 
 class WorkerLostError(OooddError):
-    """A worker can't be reached, or what answers at its pipe isn't the worker."""
-
-    code = "worker-lost"
+    """The office of a worker can't be reached, or another process answers at its pipe."""
 
 
 class WorkerHungError(WorkerLostError):
-    """A worker is there, but doesn't answer."""
-
-    code = "worker-hung"
+    """The office of a worker is connected, but doesn't answer."""
 
 
 class ProtocolError(OooddError):
-    """What came over a connection is no URP, or not what a UNO client or an office says at that place."""
-
-    code = "protocol"
+    """The peer sent something that is not URP, or that URP does not allow at that point."""
 
 
 class NoDescriptorError(OooddError):
-    """The process has no file descriptor left, or the machine none."""
-
-    code = "no-descriptor"
+    """The process or the machine has no file descriptor left."""
 
 
 class AdminError(OooddError):
-    """The running broker can't be reached, or refuses the request."""
-
-    code = "admin"
+    """The control socket can't be opened or reached, or the broker refuses the request."""
 
 
 def describe(error: Exception) -> str:
-    """Return what to tell of an error: our own speak for themselves, any other one is a bug and shows its type."""
+    """Return the text of an OooddError. Any other exception is a bug, so its type is shown too."""
     return str(error) if isinstance(error, OooddError) else f"internal error: {error!r}"

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Every line that ooodd writes to the journal.
 
-A message has a fixed MESSAGE_ID, by which `journalctl MESSAGE_ID=...` finds it and the catalog (`journalctl -x`,
-systemd/ooodd.catalog) explains it. The braces name the fields that its sender gives; `worker`, `client` and `session`
-also become OOODD_WORKER=, OOODD_CLIENT= and OOODD_SESSION=.
+Each message has a fixed MESSAGE_ID: `journalctl MESSAGE_ID=...` finds it, and the catalog (systemd/ooodd.catalog,
+`journalctl -x`) explains it. The braces name the fields that the caller of `log` gives; `worker`, `client` and
+`session` also become OOODD_WORKER=, OOODD_CLIENT= and OOODD_SESSION=.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ooodd.pool.actions import Reason
-
 
 class Priority(IntEnum):
-    """syslog(3) priorities, as far as they are used here."""
+    """The syslog(3) priorities that ooodd uses."""
 
     ERROR = 3
     WARNING = 4
@@ -22,13 +20,13 @@ class Priority(IntEnum):
     DEBUG = 7
 
 
-# oood.py's three levels, and up to which priority each lets a message through.
+# The levels of [log] level, those of oood.py. A message is written if its priority is at most this number.
 LEVELS = {"serious": Priority.WARNING, "info": Priority.INFO, "detail": Priority.DEBUG}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One kind of line: its id (128 bits in hex), its priority and its text."""
+    """One kind of line. The id has 128 bits, in hex."""
 
     id: str
     priority: Priority
@@ -41,20 +39,22 @@ BROKER_READY = Message(
 BROKER_STOPPING = Message(
     "cefd5c15f2a04b70a2e50dbb4758ccdf",
     Priority.NOTICE,
-    "stopping: {sessions} sessions have {seconds:g} s to end, {queued} waiting clients are let go",
+    "stopping: {sessions} sessions have {seconds:g} s to end, {queued} waiting clients are refused",
 )
 BROKER_UNUSED = Message(
-    "aa10959359b7494ca6b405b2027ae0dd", Priority.NOTICE, "no client for {seconds:g} s: ooodd ends, the next starts it"
+    "aa10959359b7494ca6b405b2027ae0dd",
+    Priority.NOTICE,
+    "no client for {seconds:g} s: ooodd stops, the next client starts it",
 )
 BROKER_HANDS_OVER = Message(
     "23cb533b696e4c5bb2cc08b353a9d0e0",
     Priority.NOTICE,
-    "restarting: {sessions} sessions and {queued} waiting clients go on under the next ooodd",
+    "restarting: {sessions} sessions and {queued} waiting clients are handed over to the next ooodd",
 )
 BROKER_TAKES_OVER = Message(
     "b5a1a21ee5aa4c67ab763895583d55c3",
     Priority.NOTICE,
-    "taken over from the ooodd before: {workers} workers, {sessions} sessions, {queued} waiting clients",
+    "took over from the previous ooodd: {workers} workers, {sessions} sessions, {queued} waiting clients",
 )
 BROKER_RELOADED = Message(
     "47c8b61020cd422fab9725d68009ea98", Priority.NOTICE, "configuration applied: {workers} workers"
@@ -62,7 +62,12 @@ BROKER_RELOADED = Message(
 CONFIG_REFUSED = Message(
     "ce532b9612c3495a93c0c5b0e2a68185",
     Priority.ERROR,
-    "{error}; for the sake of {clients} clients the configuration before stays in force",
+    "{error}; {clients} clients are connected, so the previous configuration stays in force",
+)
+QUEUE_BEYOND_STORE = Message(
+    "fd177102929047bba3babbc2b90b0ec6",
+    Priority.WARNING,
+    "[queue] max_clients = {max_clients}, but only the first {kept} waiting clients outlive a restart of ooodd",
 )
 BUS_LOST = Message(
     "9ceafdccb81f423d892d123564ea5a54",
@@ -77,7 +82,7 @@ SOCKET_FAILED = Message(
     "ooodd.socket failed ({result}): {what}",
 )
 INTERNAL_ERROR = Message(
-    "454b11bec8d94979ac6a10a84ac4e6ac", Priority.ERROR, "internal error in {where}, which went on without it: {error}"
+    "454b11bec8d94979ac6a10a84ac4e6ac", Priority.ERROR, "internal error in {where}: {error}; ooodd goes on"
 )
 ACCEPT_PAUSED = Message(
     "bd1fa48efc7340f0a9278f197c34d7f9",
@@ -85,12 +90,12 @@ ACCEPT_PAUSED = Message(
     "can't accept clients: {error}; new ones wait in the socket, next try in {seconds:.1f} s",
 )
 CLIENT_NOT_UNO = Message(
-    "cb18f365e85d4eb089bc2571e21790d7", Priority.DEBUG, "{client} closed: what it sent is no UNO Remote Protocol"
+    "cb18f365e85d4eb089bc2571e21790d7", Priority.DEBUG, "{client} closed: what it sent is not the UNO Remote Protocol"
 )
 CLIENT_SILENT = Message(
     "28004da9a4f9487e9b95d1b549508bb6",
     Priority.INFO,
-    "{client} closed: it said nothing for {seconds:.0f} s and {limit} others are as silent",
+    "{client} closed: it has sent nothing for {seconds:.0f} s, like {limit} other connections",
 )
 CLIENT_LEFT = Message(
     "2916160d546f496b87464eb21fecf841", Priority.INFO, "{client} left after waiting {seconds:.1f} s for a worker"
@@ -98,10 +103,15 @@ CLIENT_LEFT = Message(
 CLIENT_REFUSED = Message(
     "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {seconds:.1f} s: {text}"
 )
+CLIENT_GAVE_NO_END = Message(
+    "59ad9e591b3141e3aeffb104df971c16",
+    Priority.INFO,
+    "{client} closed: it was refused {seconds:.1f} s ago and did not close, like {limit} other refused clients",
+)
 CLIENT_LOST = Message(
     "cf85556e8fe74203949c57f5344e48ab",
     Priority.WARNING,
-    "{client} lost: the ooodd before ended in the very moment in which it accepted it",
+    "{client} lost: the previous ooodd was killed while it accepted this client",
 )
 SESSION_BEGIN = Message(
     "836660fcf22f409489eb33b97d46664d",
@@ -116,7 +126,7 @@ SESSION_END = Message(
 SESSION_LOST = Message(
     "94f8b9d7836a403194f8aa3ade51edc4",
     Priority.WARNING,
-    "session {session} of {client} with worker {worker} could not outlive the ooodd before: {why}",
+    "session {session} of {client} with worker {worker} was lost with the previous ooodd: {why}",
 )
 WORKER_READY = Message(
     "38067f17caa6424e91f9e2407d31a890", Priority.DEBUG, "worker {worker} is ready after {seconds:.2f} s, pid {pid}"
@@ -144,18 +154,6 @@ WORKER_NOT_STOPPED = Message(
     "61a81eeda1ff41968430451bddace2fa", Priority.ERROR, "worker {worker} can't be stopped: {detail}"
 )
 
-# What a client is told that gets no office: the text of a com.sun.star.uno.RuntimeException. The journal has the same.
-REFUSALS = {
-    Reason.CLOSING: "ooodd: the service is stopping or starting anew; try again in a moment",
-    Reason.QUEUE_FULL: "ooodd: all {workers} workers are busy and {queued} clients wait already ([queue] max_clients)",
-    Reason.HOST_FULL: "ooodd: all {workers} workers are busy and {max_per_host} clients of {host} wait already "
-    "([queue] max_per_host)",
-    Reason.WAITED_TOO_LONG: "ooodd: none of the {workers} workers became free within {timeout:g} s ([queue] timeout); "
-    "try again later",
-    Reason.WAITS_FOR_ITSELF: "ooodd: this client waits for itself: sessions of {host} hold all {workers} workers, and "
-    "nothing moves on them; end one of them first, or raise [pool] workers above {workers}",
-    Reason.NO_OFFICE: "ooodd: no office can be started: {trouble}",
-    Reason.NO_DESCRIPTOR: "ooodd: no file descriptor is left; try again later, or raise LimitNOFILE= of ooodd.service",
-}
-
-ALL = [value for value in list(globals().values()) if isinstance(value, Message)]
+JOURNAL_LOST = Message(
+    "436138e41f9842f88cd92ae24a25e56e", Priority.WARNING, "{lines} lines lost while journald did not accept any"
+)

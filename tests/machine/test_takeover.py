@@ -350,7 +350,7 @@ def test_a_restart_with_a_bad_configuration_loses_nobody(service: Service) -> No
     service.machine.run("systemctl", "restart", "ooodd.service", check=True)
     refused = service.line(messages.CONFIG_REFUSED, moment)["MESSAGE"]
     assert "pool.wrokers: unknown key; did you mean pool.workers?" in refused
-    assert "for the sake of 2 clients the configuration before stays in force" in refused
+    assert "2 clients are connected, so the previous configuration stays in force" in refused
     assert service.status()["config"] == before
     assert release(holder)[0]["pid"] == office["pid"]
     assert told_error(waiting) == ""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The control socket, by which `ooodd status`, `stop`, `drain` and `reload` talk to the running broker.
+"""The broker's end of the control socket, by which `ooodd status`, `stop`, `drain` and `reload` reach it.
 
-A unix socket "control" in the broker's runtime directory; one JSON object a line each way: {"command": "status"}. Only
-root and the broker's own user are heard. The offices share the broker's group and run what their clients please, so the
-group has no access.
+It is a unix socket "control" in the runtime directory. A client sends one line, a JSON object such as
+{"command": "status"}, and gets one line back, a JSON object too: the answer, or {"error": "..."}. Only root and the
+broker's own user may ask. The offices are in the broker's group and run what their clients want, so the group has no
+access.
 """
 
 import asyncio
@@ -11,103 +12,75 @@ import errno
 import json
 import os
 import socket
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ooodd.broker.broker import Broker, End
-from ooodd.config import Config
-from ooodd.errors import AdminError, ConfigError
-from ooodd.pool.pool import Worker
+from ooodd.errors import AdminError, OooddError, describe
 from ooodd.systemd.peer import credentials
 
-_SOCKET = "control"
-# A request is one short line; an answer of 1000 workers is some 300 KiB.
-_MOST_REQUEST = 4096
-_MOST_ANSWER = 16 * 1024 * 1024
+SOCKET_NAME = "control"
 # How long either side waits for the other, in seconds.
-_TIMEOUT = 10.0
+TIMEOUT = 10.0
+# A request is one short line.
+_MAX_REQUEST = 4096
+
+_HINTS = {
+    errno.ENOSPC: "make room there, or give another --runtime-directory",
+    errno.EDQUOT: "make room there, or give another --runtime-directory",
+    errno.EMFILE: "raise LimitNOFILE= of ooodd.service",
+    errno.ENFILE: "raise the sysctl fs.file-max",
+}
+
+Commands = Mapping[str, Callable[[], dict[str, Any]]]
 
 
 class Request(BaseModel, extra="forbid"):
-    """What may be asked."""
+    """One request."""
 
-    command: Literal["status", "stop", "drain", "reload"]
-
-
-def status(broker: Broker) -> dict[str, Any]:
-    """Return what `ooodd status --json` prints; its keys are a fixed interface."""
-    now = time.monotonic()
-    pool = broker.pool
-    return {
-        "workers": [_worker(broker, worker, now) for worker in pool.workers.values()],
-        "queue": {
-            "length": len(pool.queue),
-            "oldest_wait": round(now - (pool.queue.oldest or now), 3),
-        },
-        "totals": dict(vars(pool.totals)),
-        "config": broker.config.as_dict(),
-    }
+    command: str
 
 
-def _worker(broker: Broker, worker: Worker, now: float) -> dict[str, Any]:
-    office = broker.keeper.running(worker.id)
-    client = broker.clients.get(worker.client or 0)
-    since = datetime.fromtimestamp(time.time() - (now - worker.since), UTC)
-    return {
-        "id": worker.id,
-        "unit": broker.keeper.unit(worker.id),
-        "state": str(worker.state),
-        "uses": worker.uses,
-        "pid": office.pid if office else None,
-        "uid": office.uid if office else None,
-        "memory": (office.memory() or None) if office else None,
-        "since": since.isoformat(timespec="milliseconds"),
-        "client": client.peer.name if client else None,
-        "detail": worker.detail,
-    }
+class ControlServer:
+    """Answers requests by calling the command that they name. Its owner calls `close`.
 
+    A command returns the answer, or raises an `OooddError`, whose text becomes the answer's "error".
+    """
 
-class ControlSocket:
-    """The broker's end. Its owner calls `close`."""
-
-    def __init__(self, broker: Broker, directory: Path, load: Callable[[], Config]) -> None:
-        """Prepare the socket in `directory`; `load` reads the configuration anew, or raises `ConfigError`."""
-        self._broker = broker
-        self._load = load
-        self._path = directory / _SOCKET
+    def __init__(self, directory: Path, commands: Commands) -> None:
+        """Prepare a socket in `directory`. `commands` may change at any time."""
+        self._path = directory / SOCKET_NAME
+        self._commands = commands
         self._server: asyncio.Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Begin to listen; `AdminError` if that can't be done, or another broker does."""
-        if _is_served(self._path):
-            raise AdminError(f"{self._path}: another ooodd runs here", "stop it, or give another --runtime-directory")
-        before = os.umask(0o077)
+        """Listen. `AdminError` if that fails, or if another broker listens there; nothing is left open then."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self._path.parent.stat().st_uid != os.geteuid():
-                raise PermissionError(errno.EPERM, "the directory belongs to another user")
-            os.umask(0o177)  # a directory needs what a socket must not have
+            if _is_served(self._path):
+                raise AdminError(
+                    f"{self._path}: another ooodd runs here", "stop it, or give another --runtime-directory"
+                )
+            _make_directory(self._path.parent)
             self._path.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MOST_REQUEST)
+            listener = _bind(self._path)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_MAX_REQUEST)
         except OSError as error:
-            raise AdminError(f"{self._path}: {error.strerror}", "give a --runtime-directory that is yours") from error
-        finally:
-            os.umask(before)
+            hint = _HINTS.get(error.errno or 0, "give a --runtime-directory that is yours")
+            raise AdminError(f"{self._path}: {error.strerror or error}", hint) from error
 
     async def close(self) -> None:
-        """Stop to listen, and remove the socket."""
-        if self._server is not None:
-            self._server.close()
-            self._path.unlink(missing_ok=True)
-            for task in self._answering:
-                task.cancel()
-            await asyncio.gather(*self._answering, return_exceptions=True)
+        """Stop listening, remove the socket and drop the requests under way. Does nothing if it is not open."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        self._path.unlink(missing_ok=True)
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -115,66 +88,70 @@ class ControlSocket:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(TIMEOUT):
                 answer = self._answer(await reader.readline(), writer.get_extra_info("socket"))
                 writer.write(json.dumps(answer).encode() + b"\n")
                 writer.close()
                 await writer.wait_closed()
-        except (OSError, ValueError):  # gone, or too slow, or a line without end
+        except (OSError, ValueError):  # it has disconnected, is too slow (TimeoutError), or sent a line without end
             pass
         finally:
-            writer.transport.abort()  # does nothing where all has been sent
+            writer.transport.abort()  # does nothing if all has been sent
 
     def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
-        if credentials(connection).uid not in (0, os.geteuid()):
-            return {"error": "only root and ooodd's own user may ask"}
         try:
-            request = Request(**json.loads(line))
+            if credentials(connection).uid not in (0, os.geteuid()):
+                raise AdminError("only root and ooodd's own user may ask")  # noqa: TRY301
+            return self._command(line)()
+        except OooddError as error:
+            return {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - a bug of the command; whoever asked is told
+            context = {"message": f"the control request {line[:100]!r} failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            return {"error": describe(error)}
+
+    def _command(self, line: bytes) -> Callable[[], dict[str, Any]]:
+        """Return the command that the request names."""
+        try:
+            name = Request(**json.loads(line)).command
         except (ValidationError, ValueError, TypeError, RecursionError) as error:
-            return {"error": f"no request of this version: {str(error).splitlines()[0]}"}
-        match request.command:
-            case "stop":
-                self._broker.end(End.STOP)
-            case "drain":
-                self._broker.end(End.DRAIN)
-            case "reload":
-                try:
-                    self._broker.reload(self._load())
-                except ConfigError as error:
-                    return {"error": f"{error}; the configuration before stays in force"}
-            case "status":
-                return status(self._broker)
-        return {"done": True}
+            raise AdminError(f"not a request: {str(error).splitlines()[0]}") from error
+        if name not in self._commands:
+            raise AdminError(f"unknown command {name!r}", f"this ooodd knows {', '.join(sorted(self._commands))}")
+        return self._commands[name]
 
 
-def ask(directory: Path, command: str) -> dict[str, Any]:
-    """Send the running broker a command and return its answer; `AdminError` if there is none, or it refuses."""
-    path = directory / _SOCKET
+def _make_directory(directory: Path) -> None:
+    """Make the directory if there is none. `PermissionError` if it belongs to another user."""
+    before = os.umask(0o077)
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_TIMEOUT)
-            connection.connect(str(path))
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
-            with connection.makefile("rb") as answers:
-                answer: dict[str, Any] = json.loads(answers.readline(_MOST_ANSWER))
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        hint = "systemctl status ooodd.socket ooodd.service; the first client starts it"
-        raise AdminError(f"no ooodd runs ({path}: {error.strerror})", hint) from error
-    except PermissionError as error:
-        raise AdminError(f"{path}: {error.strerror}", "ask as root, or as the user that runs ooodd") from error
-    except (OSError, ValueError) as error:
-        raise AdminError(f"{path}: ooodd does not answer ({error})", "systemctl status ooodd.service") from error
-    if "error" in answer:
-        raise AdminError(answer["error"])
-    return answer
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    finally:
+        os.umask(before)
+    if directory.stat().st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "the directory belongs to another user")
+
+
+def _bind(path: Path) -> socket.socket:
+    """Make the socket, to which only this user has access."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    return listener
 
 
 def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_TIMEOUT)
+    """Return whether a process listens at the socket; one that hangs counts."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
         try:
             connection.connect(str(path))
-        except TimeoutError:  # its queue is full: there is a broker, and it hangs
+        except BlockingIOError:  # its backlog is full
             return True
         except OSError:
             return False

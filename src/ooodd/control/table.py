@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`ooodd status` for humans: the answer of the control socket as a table."""
+"""`ooodd status` for humans: the snapshot as a table."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,26 +1,42 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Listening sockets, from systemd by name (sd_listen_fds_with_names(3)) or opened here, and who connects to them."""
+"""Listening sockets, passed by systemd (sd_listen_fds_with_names(3)) or opened here, and accepting from them."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from ooodd import messages
 from ooodd.errors import ListenError
 from ooodd.journal import Journal
+from ooodd.systemd.peer import Peer, peer_at
 
 # FileDescriptorName= in ooodd.socket.
 SOCKET_NAME = "uno"
 # SOMAXCONN caps it; ooodd.socket asks for the same.
 _BACKLOG = 4096
-# Clients that never dispose and vanish: seen after 60 s + 6 x 10 s, as ooodd.socket says too.
+# Clients that vanish without closing are noticed after 60 s + 6 x 10 s. ooodd.socket has the same values.
 _KEEP_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
-# Clients accepted in one go before the loop gets to everything else.
+# How many clients are accepted before the loop runs everything else.
 _BATCH = 64
-# While no descriptor is left, the time to the next try to accept, in seconds.
+# After accept(2) has failed, the time to the next try, in seconds.
 _PAUSE = 1.0
+# accept(2): it passes on the errors that the new connection has already; "treat them like EAGAIN by retrying".
+_ERRORS_OF_THE_CONNECTION = {
+    errno.ECONNABORTED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EINTR,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EPROTO,
+}
+_MAX_INT = 2**31 - 1
 
 
 def from_systemd() -> tuple[list[socket.socket], dict[int, str]]:
@@ -83,50 +99,59 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
-class Peer(NamedTuple):
-    """Who is at the other end: its address for humans, and its host, of which there may be many clients."""
-
-    name: str
-    host: str
-
-
 def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, Peer]]:
-    """Yield the clients that wait, a batch at the most; the caller closes them.
+    """Yield the clients that wait, `_BATCH` at most; the caller closes them.
 
-    Raises the OSError of accept(2) that means trouble here (EMFILE, ENFILE, ENOBUFS, ENOMEM); a client that has gone
-    again before it was accepted is none.
+    A connection that failed before it was accepted is skipped. Raises any other OSError of accept(2), EMFILE for
+    example: it would come again at once.
     """
     for _ in range(_BATCH):
         try:
-            client, address = listener.accept()
-        except BlockingIOError:
-            return
+            connection, address = listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
-            continue  # accept(2): network errors of the new connection; treat them like EAGAIN
-        client.setblocking(False)  # noqa: FBT003
-        if client.family in (socket.AF_INET, socket.AF_INET6):
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield client, _peer(address)
+            if error.errno == errno.EAGAIN:
+                return
+            if error.errno in _ERRORS_OF_THE_CONNECTION:
+                continue
+            raise
+        connection.setblocking(False)  # noqa: FBT003
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            _set_tcp_options(connection)
+        yield connection, peer_at(address)
+
+
+def _set_tcp_options(connection: socket.socket) -> None:
+    """Send small packets at once, and notice a vanished client also while data that we sent is unacknowledged.
+
+    The kernel sends no keep-alive probes as long as sent data is unacknowledged; without TCP_USER_TIMEOUT it repeats
+    that data for some 15 minutes. The keep-alive times, which the connection has from its listener, rule both. A host
+    that answers, but whose client reads nothing for that long while its window is full, is given up too: UNO clients
+    have a thread that reads.
+    """
+    with contextlib.suppress(OSError):  # it has disconnected
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+            idle, interval, count = (connection.getsockopt(socket.IPPROTO_TCP, option) for option in _KEEP_ALIVE)
+            milliseconds = min(1000 * (idle + interval * count), _MAX_INT)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 class Acceptor:
-    """Accepts clients as they come. While no descriptor is left they wait in the listeners, and it tries again."""
+    """Accepts clients. While accept(2) fails, clients wait in the listeners, and it tries again."""
 
     def __init__(self, journal: Journal, accepted: Callable[[socket.socket, Peer], None]) -> None:
-        """Take who gets the clients, and has to close them."""
+        """Call `accepted` with each client; it has to close the connection."""
         self._journal = journal
         self._accepted = accepted
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
-        self._again: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     def accept_from(self, listeners: Sequence[socket.socket]) -> None:
-        """Accept from these listeners from now on, and from no others; they stay the caller's to close."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        """Accept from these listeners from now on, and from no others; the caller closes them."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         for listener in self._listeners:
             self._loop.remove_reader(listener)
         self._listeners = list(listeners)
@@ -135,40 +160,40 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            for connection, peer in accept(listener):
-                self._accepted(connection, peer)
-        except OSError as error:  # no descriptor or no memory left
-            self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror, seconds=_PAUSE)
-            listeners = self._listeners
-            self.accept_from([])
-            self._again = self._loop.call_later(_PAUSE, self.accept_from, listeners)
+            for connection, client in accept(listener):
+                self._accepted(connection, client)
+        except OSError as error:
+            self._pause(error)
+
+    def _pause(self, error: OSError) -> None:
+        """Let clients wait in the listeners for a moment: the listeners stay readable, and the loop would spin."""
+        self._journal.log(messages.ACCEPT_PAUSED, error=error.strerror or error, seconds=_PAUSE)
+        listeners = self._listeners
+        self.accept_from([])
+        self._retry = self._loop.call_later(_PAUSE, self.accept_from, listeners)
 
 
-def peer(connection: socket.socket) -> Peer:
-    """Return who is at the other end of an accepted connection."""
-    try:
-        return _peer(connection.getpeername())
-    except OSError:  # it has gone
-        return Peer("a client that has gone", "")
+def refuse_waiting(listeners: Sequence[socket.socket]) -> None:
+    """Close the connections that wait in the listeners, for a broker that can't start.
 
-
-def refuse_waiting(listeners: list[socket.socket]) -> None:
-    """Close whoever waits in the listeners: for a broker that can't start, lest it is started again at once.
-
-    A socket unit starts its service as long as a connection waits; the next client will be the next try.
+    A socket unit starts its service as long as a connection waits. So without this the broker would be started again
+    at once; with it, the next client is the next try.
     """
     for listener in listeners:
-        for client, _ in accept(listener):
-            client.close()
+        with contextlib.suppress(OSError):  # then they wait, and cause the next start
+            for _ in range(_BACKLOG // _BATCH):  # not for ever: clients may come as fast as they are closed
+                if not _close_batch(listener):
+                    break
+
+
+def _close_batch(listener: socket.socket) -> int:
+    """Close a batch of waiting connections, and return how many there were."""
+    count = 0
+    for count, (connection, _) in enumerate(accept(listener), 1):  # noqa: B007 - returned
+        connection.close()
+    return count
 
 
 def name(listener: socket.socket) -> str:
     """Return the listener's address for humans."""
-    return _peer(listener.getsockname()).name
-
-
-def _peer(address: object) -> Peer:
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return Peer(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)
-    return Peer(str(address) or "a local process", "this host")
+    return peer_at(listener.getsockname()).name

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The listening sockets: what systemd may pass, what can be opened, whom accepting yields."""
+"""The listening sockets: which ones systemd may pass, which can be opened, and accepting from them."""
 
+import asyncio
 import contextlib
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fakes import ListJournal
+from ooodd import messages
 from ooodd.errors import ListenError
 from ooodd.systemd import listeners
-from ooodd.systemd.listeners import Peer, accept, listen, name, peer, refuse_waiting
+from ooodd.systemd.listeners import Acceptor, accept, listen, name, refuse_waiting
+from ooodd.systemd.peer import Peer, peer, peer_at
 
 # In the foreground
 
@@ -182,6 +187,66 @@ def test_a_client_of_ipv6_has_its_address_in_brackets_and_its_host_without() -> 
         connection.close()
 
 
+def test_an_ipv4_client_of_a_dual_stack_listener_has_the_same_host_as_one_of_an_ipv4_listener() -> None:
+    with contextlib.ExitStack() as stack:
+        dual = stack.enter_context(socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True))
+        dual.setblocking(False)  # noqa: FBT003
+        single = stack.enter_context(listen("127.0.0.1:0"))
+        for listener in (dual, single):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", listener.getsockname()[1])))
+            ((connection, who),) = accept(listener)
+            stack.enter_context(connection)
+            host, port = client.getsockname()
+            assert who == peer(connection) == Peer(f"{host}:{port}", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (("192.0.2.1", 5), Peer("192.0.2.1:5", "192.0.2.1")),
+        (("::ffff:192.0.2.1", 5, 0, 0), Peer("192.0.2.1:5", "192.0.2.1")),
+        (("::192.0.2.1", 5, 0, 0), Peer("[::192.0.2.1]:5", "::192.0.2.1")),
+        (("2001:db8::1", 5, 0, 0), Peer("[2001:db8::1]:5", "2001:db8::1")),
+        (("fe80::1", 5, 0, 2), Peer("[fe80::1%2]:5", "fe80::1%2")),
+        (("fe80::1%eth0", 5, 0, 2), Peer("[fe80::1%eth0]:5", "fe80::1%eth0")),
+        ("/run/x", Peer("/run/x", "this host")),
+        ("", Peer("a local process", "this host")),
+    ],
+)
+def test_an_address_names_its_host(address: object, expected: Peer) -> None:
+    assert peer_at(address) == expected
+
+
+def test_a_connection_is_given_up_when_its_keep_alive_would_be() -> None:
+    with listen("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
+        ((connection, _),) = accept(listener)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("idle", "interval", "count", "milliseconds"), [(5, 2, 3, 11_000), (1, 1, 1, 2_000), (32767, 32767, 127, 2**31 - 1)]
+)
+def test_the_listener_s_own_keep_alive_times_rule(idle: int, interval: int, count: int, milliseconds: int) -> None:
+    with listen("127.0.0.1:0") as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+        with socket.create_connection(listener.getsockname()):
+            ((connection, _),) = accept(listener)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
+            connection.close()
+
+
+def test_without_keep_alive_a_connection_may_stay_for_ever() -> None:
+    with listen("127.0.0.1:0") as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+        with socket.create_connection(listener.getsockname()):
+            ((connection, _),) = accept(listener)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            connection.close()
+
+
 def test_who_has_gone_is_nobody_and_of_no_host() -> None:
     with listen("127.0.0.1:0") as listener:
         with socket.create_connection(listener.getsockname()) as client:
@@ -204,7 +269,7 @@ def test_a_batch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Failing:
-    """A listener whose accept(2) fails as a real one does only when the machine is in trouble."""
+    """A listener whose accept(2) fails in the given ways, and then has no client."""
 
     def __init__(self, *errors: int) -> None:
         self.errors = list(errors)
@@ -214,17 +279,62 @@ class Failing:
         raise OSError(number, os.strerror(number))
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_trouble_here_is_raised(number: int) -> None:
-    with pytest.raises(OSError, match=os.strerror(number)):
-        list(accept(Failing(number)))  # type: ignore[arg-type]
+# accept(2): errors that the new connection has already.
+OF_THE_CONNECTION = [
+    *(errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET),
+    *(errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM, errno.EINTR),
+]
 
 
-def test_trouble_of_a_client_is_its_own() -> None:
-    its_own = [errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EPERM, errno.EINTR]
-    failing = Failing(*its_own)
+@pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {*OF_THE_CONNECTION, errno.EAGAIN}))
+def test_any_error_that_is_not_the_connection_s_is_raised(number: int) -> None:
+    failing = Failing(number)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        list(accept(failing))  # type: ignore[arg-type]
+    assert failing.errors == []
+
+
+def test_errors_of_a_connection_do_not_keep_others_from_being_accepted() -> None:
+    failing = Failing(*OF_THE_CONNECTION)
     assert list(accept(failing)) == []  # type: ignore[arg-type]
     assert failing.errors == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EINVAL, errno.EFAULT])
+async def test_the_acceptor_pauses_on_an_error_that_would_come_again(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener stays readable, so without the pause the loop would do nothing else."""
+    real, calls = listeners.accept, []
+
+    def fail_once(listener: socket.socket) -> Iterator[tuple[socket.socket, Peer]]:
+        calls.append(listener)
+        return real(Failing(number) if len(calls) == 1 else listener)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(listeners, "accept", fail_once)
+    monkeypatch.setattr(listeners, "_PAUSE", 0.01)
+    journal, accepted = ListJournal(), asyncio.Queue[socket.socket]()
+    acceptor = Acceptor(journal, lambda connection, _: accepted.put_nowait(connection))
+    with listen("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
+        acceptor.accept_from([listener])
+        paused = await journal.wait_for(messages.ACCEPT_PAUSED)
+        assert paused == {"error": os.strerror(number), "seconds": 0.01}
+        assert accepted.empty()
+        (await accepted.get()).close()
+        assert journal.count(messages.ACCEPT_PAUSED) == 1
+        acceptor.accept_from([])
+
+
+async def test_a_pause_ends_with_the_acceptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = ListJournal()
+    monkeypatch.setattr(listeners, "accept", lambda _: Failing(errno.EMFILE).accept())
+    acceptor = Acceptor(journal, lambda *_: None)
+    with listen("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
+        acceptor.accept_from([listener])
+        await journal.wait_for(messages.ACCEPT_PAUSED)
+        assert acceptor._retry is not None
+        acceptor.accept_from([])
+        assert acceptor._retry is None
 
 
 def test_a_client_that_has_gone_before_it_was_accepted_disturbs_nobody() -> None:
@@ -238,8 +348,13 @@ def test_a_client_that_has_gone_before_it_was_accepted_disturbs_nobody() -> None
                 connection.close()
 
 
-def test_refusing_closes_who_waits() -> None:
+def test_refusing_closes_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "_BATCH", 2)
     with listen("127.0.0.1:0") as listener, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(5)]
         refuse_waiting([listener])
-        assert [client.recv(1) for client in clients] == [b""] * 3
+        assert [client.recv(1) for client in clients] == [b""] * 5
+
+
+def test_refusing_without_a_descriptor_raises_nothing() -> None:
+    refuse_waiting([Failing(errno.EMFILE)])  # type: ignore[list-item]

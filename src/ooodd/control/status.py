@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One snapshot of a running broker. `ooodd status` prints it as JSON or as a table."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from ooodd.config import Config
+from ooodd.office.keeper import Keeper
+from ooodd.pool.pool import Pool, Worker
+from ooodd.systemd.peer import Peer
+
+
+class HasPeer(Protocol):
+    """A client, as far as the status shows it."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end of its connection."""
+
+
+def snapshot(pool: Pool, keeper: Keeper, clients: Mapping[int, HasPeer], config: Config) -> dict[str, Any]:
+    """Return what `ooodd status --json` prints. Its keys are a fixed interface: add some, but rename none.
+
+    `clients` has the connected clients by the number that the pool knows them by.
+    """
+    now = time.monotonic()
+    oldest = pool.queue.oldest
+    return {
+        "workers": [_worker(worker, keeper, clients, now) for worker in pool.workers.values()],
+        "queue": {
+            "length": len(pool.queue),
+            "oldest_wait": 0.0 if oldest is None else round(now - oldest, 3),
+        },
+        "totals": asdict(pool.totals),
+        "config": config.as_dict(),
+    }
+
+
+def _worker(worker: Worker, keeper: Keeper, clients: Mapping[int, HasPeer], now: float) -> dict[str, Any]:
+    office = keeper.running(worker.id)
+    client = None if worker.client is None else clients.get(worker.client)
+    since = datetime.fromtimestamp(time.time() - (now - worker.since), UTC)
+    return {
+        "id": worker.id,
+        "unit": keeper.unit(worker.id),
+        "state": str(worker.state),
+        "uses": worker.uses,
+        "pid": office.pid if office else None,
+        "uid": office.uid if office else None,
+        "memory": (office.memory() or None) if office else None,
+        "since": since.isoformat(timespec="milliseconds"),
+        "client": client.peer.name if client else None,
+        "detail": worker.detail,
+    }

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The snapshot of a running broker that `ooodd status --json` prints, and the table that is made of it."""
+
+import json
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from fakes import FakeSupervisor, ListNotifier
+from ooodd.config import Config, parse
+from ooodd.control.status import snapshot
+from ooodd.control.table import table
+from ooodd.office.keeper import Keeper
+from ooodd.office.office import Office
+from ooodd.pool.pool import Pool, State, Totals, Worker
+from ooodd.systemd.peer import Peer
+
+# The names that DESIGN fixes, and "detail", which says why a worker failed.
+WORKER = {"id", "unit", "state", "uses", "pid", "uid", "memory", "since", "client", "detail"}
+# PID_MAX_LIMIT is 2**22.
+NO_PROCESS = 2**22 + 1
+
+
+class FakeQueue:
+    """As much of the pool's queue as the snapshot asks for."""
+
+    def __init__(self, *joined: float) -> None:
+        self._joined = joined
+
+    def __len__(self) -> int:
+        return len(self._joined)
+
+    @property
+    def oldest(self) -> float | None:
+        return min(self._joined, default=None)
+
+
+def a_pool(*workers: Worker, queue: FakeQueue | None = None, totals: Totals | None = None) -> Pool:
+    fields = {"workers": {worker.id: worker for worker in workers}, "queue": queue or FakeQueue()}
+    return cast(Pool, SimpleNamespace(**fields, totals=totals or Totals()))
+
+
+def a_worker(number: int = 1, state: State = State.IDLE, *, age: float = 0.0, **fields: Any) -> Worker:  # noqa: ANN401
+    return Worker(number, state, since=time.monotonic() - age, **fields)
+
+
+def a_keeper(**pids: int) -> Keeper:
+    """A keeper whose workers' offices have these pids: w1=123."""
+    keeper = Keeper(FakeSupervisor(Path("/nowhere")), cast(Any, ListNotifier()), 60, 60)
+    for name, pid in pids.items():
+        keeper.adopt(int(name[1:]), Office("fake", pid, os.getuid(), Path("/nowhere")))
+    return keeper
+
+
+def a_client(name: str) -> SimpleNamespace:
+    return SimpleNamespace(peer=Peer(name, name.rpartition(":")[0]))
+
+
+def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
+    config = parse("[pool]\nworkers = 1\n", "test")
+    status = snapshot(a_pool(a_worker()), a_keeper(), {}, config)
+    assert set(status) == {"workers", "queue", "totals", "config"}
+    assert [set(worker) for worker in status["workers"]] == [WORKER]
+    assert set(status["queue"]) == {"length", "oldest_wait"}
+    assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty"}
+    assert status["config"] == config.as_dict()
+    assert json.loads(json.dumps(status)) == status
+
+
+def test_an_idle_worker_with_its_office() -> None:
+    before = datetime.now(UTC) - timedelta(milliseconds=1)
+    (worker,) = snapshot(a_pool(a_worker()), a_keeper(w1=os.getpid()), {}, Config())["workers"]
+    assert (worker["id"], worker["unit"], worker["state"], worker["uses"]) == (1, "fake-1", "idle", 0)
+    assert (worker["pid"], worker["uid"], worker["client"]) == (os.getpid(), os.getuid(), None)
+    assert worker["memory"] > 0
+    assert before <= datetime.fromisoformat(worker["since"]) <= datetime.now(UTC)
+
+
+def test_since_is_when_the_state_began() -> None:
+    (worker,) = snapshot(a_pool(a_worker(age=3600.0)), a_keeper(), {}, Config())["workers"]
+    age = datetime.now(UTC) - datetime.fromisoformat(worker["since"])
+    assert timedelta(seconds=3600) <= age < timedelta(seconds=3660)
+
+
+def test_a_busy_worker_names_its_client_and_another_s_client_is_not_named() -> None:
+    pool = a_pool(a_worker(1, State.BUSY, client=7, uses=3), a_worker(2, State.INSPECTING, client=8))
+    clients = {7: a_client("192.0.2.1:5"), 9: a_client("192.0.2.1:6")}
+    first, second = snapshot(pool, a_keeper(), clients, Config())["workers"]
+    assert (first["state"], first["uses"], first["client"]) == ("busy", 3, "192.0.2.1:5")
+    assert (second["state"], second["client"]) == ("inspecting", None)
+
+
+def test_a_worker_that_failed_says_why_and_has_no_office() -> None:
+    pool = a_pool(a_worker(state=State.FAILED, detail="refused by plan"))
+    (worker,) = snapshot(pool, a_keeper(), {}, Config())["workers"]
+    assert (worker["state"], worker["detail"]) == ("failed", "refused by plan")
+    assert (worker["pid"], worker["uid"], worker["memory"]) == (None, None, None)
+
+
+def test_an_office_that_is_gone_has_no_memory() -> None:
+    (worker,) = snapshot(a_pool(a_worker()), a_keeper(w1=NO_PROCESS), {}, Config())["workers"]
+    assert (worker["pid"], worker["memory"]) == (NO_PROCESS, None)
+
+
+def test_the_queue_tells_how_many_wait_and_the_oldest_wait() -> None:
+    now = time.monotonic()
+    queue = snapshot(a_pool(queue=FakeQueue(now - 5.0, now - 9.0)), a_keeper(), {}, Config())["queue"]
+    assert queue["length"] == 2
+    assert 9.0 <= queue["oldest_wait"] < 69.0
+    assert snapshot(a_pool(), a_keeper(), {}, Config())["queue"] == {"length": 0, "oldest_wait": 0}
+
+
+def test_a_client_that_has_waited_since_boot_is_the_oldest_too() -> None:
+    queue = snapshot(a_pool(queue=FakeQueue(0.0)), a_keeper(), {}, Config())["queue"]
+    assert queue["oldest_wait"] > 0
+
+
+def test_totals_are_passed_on() -> None:
+    totals = Totals(sessions=1, refused=2, recycled=3, crashed=4, hung=5, dirty=6)
+    assert snapshot(a_pool(totals=totals), a_keeper(), {}, Config())["totals"] == {
+        "sessions": 1, "refused": 2, "recycled": 3, "crashed": 4, "hung": 5, "dirty": 6,
+    }  # fmt: skip
+
+
+def test_a_thousand_workers_are_one_snapshot() -> None:
+    status = snapshot(a_pool(*(a_worker(number) for number in range(1, 1001))), a_keeper(), {}, Config())
+    assert [worker["id"] for worker in status["workers"]] == list(range(1, 1001))
+
+
+# The table
+
+
+def test_the_table_shows_the_snapshot() -> None:
+    pool = a_pool(
+        a_worker(1, State.FAILED, detail="refused by plan", age=90.0),
+        a_worker(2, State.BUSY, client=7, uses=12, age=3.0),
+        queue=FakeQueue(time.monotonic() - 5.0),
+        totals=Totals(sessions=1),
+    )
+    lines = table(snapshot(pool, a_keeper(w2=NO_PROCESS), {7: a_client("192.0.2.1:5")}, Config())).splitlines()
+    assert lines[0].split() == ["WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "CLIENT"]
+    assert lines[1].split() == ["1", "failed", "2min", "0", "-", "-", "-"]
+    assert lines[2].split() == ["2", "busy", "3s", "12", str(NO_PROCESS), "-", "192.0.2.1:5"]
+    assert lines[3] == ""
+    assert lines[4].startswith("1 waiting, the first for ")
+    assert lines[5] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty"
+    assert lines[6:] == ["worker 1 failed: refused by plan"]
+
+
+def test_memory_is_shown_in_mebibytes() -> None:
+    status = snapshot(a_pool(a_worker()), a_keeper(w1=os.getpid()), {}, Config())
+    status["workers"][0]["memory"] = 117 * 2**20
+    assert "117M" in table(status)
