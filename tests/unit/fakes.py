@@ -23,8 +23,8 @@ from ooodd.errors import StartError
 from ooodd.messages import Message
 from ooodd.office.office import Office
 from ooodd.pool.actions import Reason
-from ooodd.systemd.marks import Marks
 from ooodd.pool.pool import Pool, State
+from ooodd.systemd.marks import Marks
 from urp_office import BrokeOff, OfficeSide
 
 GREETING = OfficeSide().greeting()

@@ -22,7 +22,7 @@ from functools import partial
 from ooodd import __version__, messages
 from ooodd.broker.adoption import Adoption
 from ooodd.broker.bound import Bound
-from ooodd.broker.client import Client, Phase
+from ooodd.broker.client import Client
 from ooodd.broker.driver import Driver
 from ooodd.broker.hangups import Hangups
 from ooodd.broker.session import MOST_KEPT, Session, session_limits
@@ -95,9 +95,7 @@ class Broker:
 
     def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
         """Take over, before `run`, what the store has kept, which is the broker's to close from now on, and offices."""
-        adoption = Adoption(
-            self.pool, self.driver.keeper, self._store, self._journal, session_limits(self.config)
-        )
+        adoption = Adoption(self.pool, self.driver.keeper, self._store, self._journal, session_limits(self.config))
         adoption.take_over(left, running)
         sessions = [self._session(client) for client in adoption.clients]
         self.driver.do(adoption.actions)
@@ -172,8 +170,7 @@ class Broker:
     async def _hand_over(self) -> None:
         """Leave all to the next broker, with no byte of a session in memory, and no refused client without its text."""
         self.driver.frozen = True
-        clients = list(self.driver.clients.values())
-        paths = [client.tenure.path for client in clients if client.phase in (Phase.LEASED, Phase.FORWARDING)]
+        paths = [client.path for client in self.driver.clients.values() if client.path is not None]
         self._journal.log(messages.BROKER_HANDS_OVER, sessions=len(paths), queued=len(self.pool.queue))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FREEZE_LIMIT):

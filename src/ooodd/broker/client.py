@@ -114,6 +114,11 @@ class Client:
         self.phase = phase
 
     @property
+    def path(self) -> DataPath | None:
+        """The data path of its session, while it has one."""
+        return self.tenure.path if self.tenure and self.phase in (Phase.LEASED, Phase.FORWARDING) else None
+
+    @property
     def is_refused(self) -> bool:
         """Whether it is told why it gets no office, or will be in a moment."""
         decided = self.phase is Phase.QUEUED and isinstance(self.turn.decision, Refused)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple
 
 from ooodd import messages
+from ooodd.broker import refusals
 from ooodd.broker.client import Client, Refused
-from ooodd.broker.refusals import REFUSALS
 from ooodd.config import Config
 from ooodd.errors import describe
 from ooodd.journal import Journal
@@ -130,7 +130,8 @@ class Driver:
 
     def _refusal(self, client: Client, reason: Reason) -> str:
         """Return what a client that gets no office is told."""
-        return REFUSALS[reason].format(
+        return refusals.text(
+            reason,
             workers=self.config.pool.workers,
             queued=len(self.pool.queue),
             host=client.peer.host,
@@ -207,6 +208,6 @@ class Driver:
 
     def _tick(self) -> None:
         self._timer = None
-        tenures = {client.session: client.tenure for client in self.clients.values() if client.tenure is not None}
-        quiet = {session: since for session, it in tenures.items() if (since := it.path.quiet_since) is not None}
+        paths = {client.session: client.path for client in self.clients.values() if client.path is not None}
+        quiet = {session: since for session, path in paths.items() if (since := path.quiet_since) is not None}
         self.do(self.pool.tick(time.monotonic(), quiet))

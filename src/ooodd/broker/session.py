@@ -7,6 +7,7 @@ but not read. So a broker that is killed is followed by one that finds the clien
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -20,18 +21,20 @@ from ooodd.broker.hangups import Hangups
 from ooodd.broker.kept import client_name, office_name
 from ooodd.config import Config
 from ooodd.datapath.forward import Forwarding
-from ooodd.datapath.path import Ended, SessionLimits, Side
+from ooodd.datapath.path import DataPath, Ended, SessionLimits, Side
 from ooodd.datapath.record import Record
 from ooodd.errors import NoDescriptorError, WorkerLostError
 from ooodd.office.keeper import Verdict
 from ooodd.pool.actions import Action, Lease, Reason
 from ooodd.pool.admission import Waiting
 from ooodd.pool.pool import State
+from ooodd.systemd.marks import Slot
 from ooodd.uno.urp import OPENING_SIZE, is_opening
 
 # So many waiting clients are kept in the store. systemd compares each new one with all that are there.
 MOST_KEPT = 1500
-# An office whose session did not end in order is recycled in any case. So long, in seconds, it is asked whether it hangs.
+# For how long, in seconds, an office is asked whether it hangs that is recycled in any case: its session did not end in
+# order.
 _DIAGNOSIS_LIMIT = 0.4
 # How long a client may take to hear why it is refused, in seconds.
 _REFUSAL_LIMIT = 5.0
@@ -181,10 +184,7 @@ class Session:
         client.enter(Phase.LEASED)
         client.since = time.monotonic()
         slot = self._driver.store.marks.slot(number)
-        path = Forwarding(client.connection, office, session_limits(self._driver.config), Record(slot.record), client.since)
-        client.tenure = Tenure(number, office, path)
-        if self._driver.frozen:
-            path.freeze()
+        client.tenure = Tenure(number, office, self._new_path(office, slot))
         connections = [office] if client.kept else [client.connection, office]
         self._driver.keep(client, office_name(client.session, number, client.since), *connections)
         slot.begun = True
@@ -195,6 +195,18 @@ class Session:
             worker=number,
             seconds=client.since - self._place.joined,
         )
+
+    def _new_path(self, office: socket.socket, slot: Slot) -> DataPath:
+        """Return the way of the client's bytes to its office. On an error the office's connection is closed."""
+        limits = session_limits(self._driver.config)
+        try:
+            path = Forwarding(self.client.connection, office, limits, Record(slot.record), self.client.since)
+        except BaseException:
+            office.close()
+            raise
+        if self._driver.frozen:
+            path.freeze()
+        return path
 
     async def _refuse(self, text: str) -> None:
         """Answer the client's first request with the reason for which it gets no office."""

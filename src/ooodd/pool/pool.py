@@ -171,7 +171,7 @@ class Pool:
     draining: bool = field(default=False, init=False)
     closing: bool = field(default=False, init=False)
     # Why no office can be started, once clients are told so; empty if all is well.
-    trouble: str = field(default="", init=False)
+    start_error: str = field(default="", init=False)
     queue: Queue = field(default_factory=Queue, init=False)
     # When a client last came or went.
     _used: float = field(default=0.0, init=False)
@@ -233,12 +233,12 @@ class Pool:
         """Whether nothing runs, nothing is needed and nobody has come for `idle_timeout`."""
         return self._at_rest and not self._needed(self._settled) and not self._in_use(self._settled)
 
-    def tick(self, now: float, still: Mapping[int, float] | None = None) -> list[Action]:
+    def tick(self, now: float, quiet_since: Mapping[int, float] | None = None) -> list[Action]:
         """Do what is due; call it at `deadline`.
 
         `still` tells, of each client that has a worker and no call under way there, since when no byte has moved.
         """
-        return [*self._refuse_who_waited(now, still or {}), *self._settle(now)]
+        return [*self._refuse_who_waited(now, quiet_since or {}), *self._settle(now)]
 
     @property
     def deadline(self) -> float | None:
@@ -248,6 +248,15 @@ class Pool:
         if (oldest := self.queue.oldest) is not None and not self.draining:
             later += [self._look_at, oldest + self.limits.queue_timeout]
         return min(later, default=None)
+
+    def count(self, state: State) -> int:
+        return sum(worker.state is state for worker in self.workers.values())
+
+    def count_lost(self) -> None:
+        self.totals.crashed += 1
+
+    def uncount_session(self) -> None:
+        self.totals.sessions -= 1
 
     # Events of a client
 
@@ -295,7 +304,7 @@ class Pool:
         worker.max_uses = self._draw_uses()
         worker.lifespan = 1.0 - self.random.uniform(0.0, AGE_SPREAD)
         worker.started = worker.used = worker.probed = now
-        worker.detail = self.trouble = ""
+        worker.detail = self.start_error = ""
         return self._settle(now)
 
     def not_started(self, number: int, now: float, detail: str) -> list[Action]:
@@ -310,7 +319,7 @@ class Pool:
         self._hold_until = now + self._back_off(self._failures)
         actions = self._stop(worker, now, Reason.NOT_STARTED, detail)
         if not self._number(IN_SERVICE) and now - self._failing_since >= TROUBLE:
-            self.trouble = detail
+            self.start_error = detail
             actions += [self._refuse(client, Reason.NO_OFFICE) for client in list(self.queue)]
         return actions + self._settle(now)
 
@@ -425,7 +434,7 @@ class Pool:
         """Say why a client that joins may not wait. For whom an office is free or on its way, that is no waiting."""
         if self.draining:
             return Reason.CLOSING
-        if self.trouble:
+        if self.start_error:
             return Reason.NO_OFFICE
         free = sum(
             worker.client is None and worker.state is not State.FAILED and worker.id <= self.limits.workers
@@ -463,7 +472,9 @@ class Pool:
     def _needed(self, now: float) -> int:
         leased = sum(worker.client is not None for worker in self.workers.values())
         spare = self.limits.spare_workers if self._in_use(now) else 0
-        least = max(self.limits.min_workers, 1 if self.trouble else 0)  # in trouble, somebody has to find its end
+        least = max(
+            self.limits.min_workers, 1 if self.start_error else 0
+        )  # in start_error, somebody has to find its end
         return min(self.limits.workers, max(least, leased + len(self.queue) + spare))
 
     def _staff(self, now: float) -> Iterator[Start]:
@@ -556,25 +567,26 @@ class Pool:
 
     # The rest
 
-    def _refuse_who_waited(self, now: float, still: Mapping[int, float]) -> Iterator[Refuse]:
+    def _refuse_who_waited(self, now: float, quiet_since: Mapping[int, float]) -> Iterator[Refuse]:
         """Refuse who has waited for as long as one may, and earlier one that waits for itself."""
         timeout = self.limits.queue_timeout
-        host = self._still_host(now - min(STANDSTILL, timeout / 2), still)
+        host = self._still_host(now - min(STANDSTILL, timeout / 2), quiet_since)
         while self.queue and (place := self.queue[self.queue.first]).joined + timeout <= now:
             reason = Reason.WAITS_FOR_ITSELF if place.host == host else Reason.WAITED_TOO_LONG
             yield self._refuse(self.queue.first, reason)
         if self._look_at <= now:
             self._look_at = now + _LOOK_INTERVAL
             since = now - STANDSTILL
-            host = self._still_host(since, still)
+            host = self._still_host(since, quiet_since)
             itself = (client for client, place in self.queue.items() if place.host == host and place.joined <= since)
             for client in islice(itself, 1):  # it may be the one that the others wait for
                 yield self._refuse(client, Reason.WAITS_FOR_ITSELF)
 
-    def _still_host(self, since: float, still: Mapping[int, float]) -> str | None:
+    def _still_host(self, since: float, quiet_since: Mapping[int, float]) -> str | None:
         """Return the host whose sessions hold every worker, if nothing has moved on any of them since then."""
         hosts = {
-            worker.host if still.get(worker.client or 0, inf) <= since else None for worker in self.workers.values()
+            worker.host if quiet_since.get(worker.client or 0, inf) <= since else None
+            for worker in self.workers.values()
         }
         return hosts.pop() if len(hosts) == 1 else None
 

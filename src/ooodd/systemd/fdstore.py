@@ -75,9 +75,7 @@ class SystemdFdStore:
         self.marks.close()
 
 
-def take_over(
-    notifier: Notifier, passed: Mapping[int, str]
-) -> tuple[SystemdFdStore, dict[str, list[socket.socket]]]:
+def take_over(notifier: Notifier, passed: Mapping[int, str]) -> tuple[SystemdFdStore, dict[str, list[socket.socket]]]:
     """Return the store, and by name the sockets that an earlier broker left in it.
 
     `passed` are the descriptors from systemd by number, with their names, without the listeners. They are the

@@ -2,24 +2,17 @@
 """A broker, its death or its restart, and the broker that follows it, with fake offices.
 
 A kill here is as sudden as `kill -9` can be in one process. From one moment on, the dead broker reads, sends and closes
-nothing in the order of a living one, its marks do not change any more, and its descriptors go without a word. What is in
-the store stays open. A kill comes between two turns of the loop, or at any line (`test_kills`).
+nothing in the order of a living one, its marks do not change any more, and its descriptors go without a word. What is
+in the store stays open. A kill comes between two turns of the loop, or at any line (`test_kills`).
 """
 
 import asyncio
 import contextlib
 import random
 import socket
-import sys
 import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import count
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
-
-import pytest
 
 from fakes import (
     GREETING,
@@ -29,28 +22,15 @@ from fakes import (
     LastingSupervisor,
     ListJournal,
     ListNotifier,
-    first_request,
-    settled,
-    states,
-    until,
+    MemoryFdStore,
 )
 from fakesystemd import FakeSystemd
-from ooodd import messages
-from ooodd.broker import adoption
-from ooodd.broker import broker as broker_module
-from ooodd.broker import client as client_module
 from ooodd.broker.broker import Broker, End
 from ooodd.config import parse
-from ooodd.datapath import forward
 from ooodd.datapath.forward import Forwarding
-from ooodd.office.keeper import Verdict
-from ooodd.office.office import Office
-from ooodd.pool.actions import Reason
-from ooodd.pool.pool import State
-from ooodd.systemd import fdstore as store
 from ooodd.systemd import fdstore
-from ooodd.systemd.marks import Marks
 from ooodd.systemd.listeners import listen
+from ooodd.systemd.marks import Marks
 
 HELLO = GREETING + OPENING
 ONE = "[pool]\nworkers=1"
@@ -142,6 +122,12 @@ class Machine:
         assert isinstance(tenure.path, Forwarding)
         return tenure.path
 
+    def worker_of(self, session: int) -> int:
+        """Return the number of a session's worker."""
+        tenure = self.broker.driver.clients[session].tenure
+        assert tenure is not None
+        return tenure.worker
+
     def kill(self) -> None:
         """End the broker's effects at once; `bury` has to follow before the next one begins."""
         self.keep.die()
@@ -155,7 +141,7 @@ class Machine:
                 continue
             asyncio.get_running_loop().remove_reader(client.connection)
             if client.tenure is not None:
-                client.tenure.path.stop()  # type: ignore[attr-defined]
+                client.tenure.path._stop()  # type: ignore[attr-defined]
         self._dying = [task for task in asyncio.all_tasks() if task.get_name().startswith(("session ", "worker "))]
         self._dying += [self.running] if self.running is not None else []
         for task in self._dying:
@@ -163,7 +149,9 @@ class Machine:
 
     def seize(self, things: Iterable[object]) -> None:
         """Have `bury` close what the dead had in its hands."""
-        self._inherited += [thing for thing in things if isinstance(thing, socket.socket) and thing is not self.listener]
+        self._inherited += [
+            thing for thing in things if isinstance(thing, socket.socket) and thing is not self.listener
+        ]
 
     async def bury(self) -> None:
         """Wait until nothing is left of the dead, and see what it has left."""
@@ -257,5 +245,3 @@ async def fill(client: FakeClient) -> None:
             while True:
                 sent += client.socket.send(bytes(65536))
         await turns(20)
-
-

@@ -2,53 +2,20 @@
 """Queued clients across kills and restarts of the broker."""
 
 import asyncio
-import contextlib
-import random
 import socket
-import sys
-import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import count
-from pathlib import Path
-from types import FrameType
-from typing import Any, Self
 
 import pytest
+from succession import HELLO, ONE, Machine, echoes, machine, turns
 
 from fakes import (
     GREETING,
     OPENING,
-    FakeClient,
-    FakeSupervisor,
-    LastingSupervisor,
-    ListJournal,
-    ListNotifier,
-    first_request,
     settled,
-    states,
     until,
 )
-from fakesystemd import FakeSystemd
 from ooodd import messages
-from ooodd.broker import adoption
-from ooodd.broker import broker as broker_module
-from ooodd.broker import client as client_module
-from ooodd.broker.broker import Broker, End
-from ooodd.config import parse
-from ooodd.datapath import forward
-from ooodd.datapath.forward import Forwarding
-from ooodd.office.keeper import Verdict
-from ooodd.office.office import Office
-from ooodd.pool.actions import Reason
+from ooodd.broker.session import Session
 from ooodd.pool.pool import State
-from ooodd.systemd import fdstore as store
-from ooodd.systemd import fdstore
-from ooodd.systemd.marks import Marks
-from ooodd.systemd.listeners import listen
-
-from succession import HELLO, ONE, TWO, Machine, PlainKeep, SystemdKeep, all_of, echoes, fill, machine, say, turns
-
 
 
 async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None:
@@ -99,7 +66,7 @@ async def test_who_left_the_queue_while_no_broker_ran_is_dropped() -> None:
 async def test_a_client_that_was_just_accepted_is_kept_or_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     async with machine(ONE) as it, it.client() as client:
         with monkeypatch.context() as patch:
-            patch.setattr(Broker, "_keep_waiting", lambda *_: it.kill())
+            patch.setattr(Session, "_join", lambda *_: it.kill())
             await client.send(OPENING)
             await until(lambda: it._dying)
         await it.bury()
@@ -150,9 +117,9 @@ async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monk
 
 def an_hour_earlier(it: Machine, session: int) -> None:
     """Have a client that a broker left be an hour older."""
-    (name,) = (name for name in it.left if name.split("-")[1] == str(session))
-    start, since = name.rsplit("-", 1)
-    it.left[f"{start}-{int(since) - 3_600_000}"] = it.left.pop(name)
+    for name in [name for name in it.left if name.split("-")[1] == str(session)]:
+        start, since = name.rsplit("-", 1)
+        it.left[f"{start}-{int(since) - 3_600_000}"] = it.left.pop(name)
 
 
 async def test_the_time_to_wait_does_not_begin_anew() -> None:
@@ -183,33 +150,34 @@ async def test_the_time_of_a_session_does_not_begin_anew() -> None:
         assert float(str(end["seconds"])) >= 3600
 
 
-async def test_a_session_that_was_just_leased_is_found_once() -> None:
-    async with machine() as it, it.client() as client:
-        await client.open()
-        (session,) = it.broker.driver.clients.values()
-        it.broker._store.keep("waiting-1-0", session.connection)
+async def test_a_session_of_a_client_that_was_queued_is_found_once() -> None:
+    async with machine() as it:
+        async with it.client() as busy:
+            await busy.open()
+            waiting = await it.client().__aenter__()
+            await waiting.send(OPENING)
+            await until(lambda: it.broker.pool.queue)
+        assert await waiting.receive(len(HELLO)) == HELLO
         it.kill()
         await it.bury()
-        assert it.left.keys() == {session.session_name()}
-        (kept,) = it.left.values()
-        it.left["waiting-1-0"] = [kept[0].dup()]  # as if the store had not known
+        assert sorted(name.split("-")[0] for name in it.left) == ["client", "office"]
         await it.begin()
         assert not it.broker.pool.queue
-        assert await echoes(client)
-        assert it.broker.driver.clients.keys() == {1}
+        assert await echoes(waiting)
+        assert it.broker.driver.clients.keys() == {2}
+        waiting.socket.close()
 
 
-async def test_what_is_neither_session_nor_waiting_is_closed() -> None:
+async def test_what_is_no_client_is_closed_and_dropped() -> None:
     async with machine() as it, it.client() as client:
         await client.open()
         it.kill()
         await it.bury()
         ours, theirs = socket.socketpair()
-        it.left["session-9-0"] = [ours]
-        it.left["waiting-9-0"] = [ours.dup(), ours.dup()]
+        it.left["unknown-9"] = [ours]
+        it.left["office-9-1-0"] = [ours.dup(), ours.dup()]
+        it.left["client-10-0"] = [ours.dup()]  # an end like that of a connection to an office
         await it.begin()
         assert theirs.recv(1) == b""
         theirs.close()
         assert await echoes(client)
-
-

@@ -3,66 +3,43 @@
 
 import asyncio
 import contextlib
-import random
-import socket
-import sys
-import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import count
-from pathlib import Path
-from types import FrameType
-from typing import Any, Self
 
 import pytest
+from succession import HELLO, TWO, echoes, machine
 
 from fakes import (
-    GREETING,
     OPENING,
-    FakeClient,
-    FakeSupervisor,
-    LastingSupervisor,
-    ListJournal,
-    ListNotifier,
-    first_request,
     settled,
     states,
     until,
 )
-from fakesystemd import FakeSystemd
 from ooodd import messages
-from ooodd.broker import adoption
-from ooodd.broker import broker as broker_module
-from ooodd.broker import client as client_module
-from ooodd.broker.broker import Broker, End
-from ooodd.config import parse
-from ooodd.datapath import forward
-from ooodd.datapath.forward import Forwarding
-from ooodd.office.keeper import Verdict
-from ooodd.office.office import Office
-from ooodd.pool.actions import Reason
 from ooodd.pool.pool import State
-from ooodd.systemd import fdstore as store
-from ooodd.systemd import fdstore
-from ooodd.systemd.marks import Marks
-from ooodd.systemd.listeners import listen
-
-from succession import HELLO, ONE, TWO, Machine, PlainKeep, SystemdKeep, all_of, echoes, fill, machine, say, turns
+from world import CALL
 
 
-
-async def test_after_an_adopted_session_its_worker_is_recycled() -> None:
+async def test_after_an_adopted_session_its_worker_goes_on() -> None:
     async with machine() as it:
         async with it.client() as client:
             await client.open()
             await it.replace()
-            assert await echoes(client)
-        line = await it.journal.wait_for(messages.WORKER_RECYCLED)
-        assert line["detail"] == Reason.ADOPTED
+            assert await echoes(client, OPENING)
+        await settled(it.broker.pool, State.IDLE)
         async with it.client() as client:
             assert await client.open() == HELLO
-        assert it.fake.started == [1, 1]
-        assert it.broker.pool.totals.recycled == 1
+        assert it.fake.started == [1]
+        assert it.broker.pool.totals.recycled == it.broker.pool.totals.dirty == 0
+
+
+async def test_an_adopted_session_that_ends_amid_a_call_leaves_a_dirty_worker() -> None:
+    async with machine() as it:
+        async with it.client() as client:
+            await client.open()
+            await client.send(CALL)
+            await client.receive(len(CALL))
+            await it.replace()
+        await it.journal.wait_for(messages.WORKER_DIRTY)
+        assert it.broker.pool.totals.dirty == 1
 
 
 async def test_a_client_that_waited_leaves_a_worker_that_can_go_on() -> None:
@@ -75,7 +52,7 @@ async def test_a_client_that_waited_leaves_a_worker_that_can_go_on() -> None:
             busy.socket.close()
             assert await waiting.receive(len(HELLO)) == HELLO
         await settled(it.broker.pool, State.IDLE)
-        assert it.fake.started == [1, 1]
+        assert it.fake.started == [1]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["amid-inspection", "amid-stop"])
@@ -219,7 +196,7 @@ async def test_with_fewer_workers_sessions_go_on_and_their_workers_go_afterwards
         for session in range(1, 5):
             client = await stack.enter_async_context(it.client())
             await client.open()
-            clients[it.broker.driver.clients[session].worker] = client
+            clients[it.worker_of(session)] = client
         clients.pop(4).socket.close()
         await settled(it.broker.pool, *[State.BUSY] * 3, State.IDLE)
         await it.replace("[pool]\nworkers=1")
@@ -246,5 +223,3 @@ async def test_a_worker_that_was_being_started_is_probed_or_started_anew() -> No
         async with it.client() as first, it.client() as second:
             assert await first.open() == HELLO
             assert await second.open() == HELLO
-
-

@@ -120,7 +120,8 @@ async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> 
         await settled(it.broker.pool, State.IDLE)
         await until(lambda: it.broker.driver.clients)
         await client.send(OPENING)
-        it.broker._hang_up_on_the_most_silent()
+        it.broker._silent._limit = -1
+        it.broker._silent.add(next(iter(it.broker.driver.clients.values())))
         assert await client.ended()
         await until(lambda: not it.broker.driver.clients)
         assert it.broker.pool.totals.sessions == 0
@@ -310,7 +311,7 @@ async def test_a_refused_client_hears_why_in_its_own_language() -> None:
 
 
 async def test_a_refused_client_that_says_no_more_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "_REFUSAL_LIMIT", 0.05)
+    monkeypatch.setattr("ooodd.broker.session._REFUSAL_LIMIT", 0.05)
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as other:
         await busy.open()
         await other.send(QUERY[:OPENING_SIZE])
@@ -462,7 +463,7 @@ async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch
         await settled(it.broker.pool, State.IDLE, State.IDLE)
         await other.open()
         with monkeypatch.context() as patch:
-            patch.setattr("ooodd.broker.broker.Forwarding", None)
+            patch.setattr("ooodd.broker.session.Forwarding", None)
             async with it.client() as client:
                 await client.send(OPENING)
                 assert await client.ended()

@@ -16,7 +16,9 @@ import pytest
 
 from fakes import OPENING, FakeClient, ListJournal, settled, states, until
 from ooodd import messages
-from ooodd.broker import broker as broker_module
+from ooodd.broker import session as session_module
+from ooodd.broker.client import Client, Phase
+from ooodd.datapath.forward import Forwarding
 from ooodd.errors import NoDescriptorError
 from ooodd.office.office import Office
 from ooodd.pool.actions import Action, Reason
@@ -43,9 +45,17 @@ grace = 0.02
 
 @pytest.fixture(autouse=True)
 def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_EXIT_LIMIT", "_DIAGNOSIS_LIMIT", "_REFUSAL_LIMIT"):
-        monkeypatch.setattr(broker_module, name, 0.02)
+    for name in ("_DIAGNOSIS_LIMIT", "_REFUSAL_LIMIT"):
+        monkeypatch.setattr(session_module, name, 0.02)
+    monkeypatch.setattr("ooodd.office.keeper.EXIT_LIMIT", 0.02, raising=False)
     monkeypatch.setattr("ooodd.datapath.forward.LINGER_LIMIT", 0.02)
+
+
+def forwarding_of(client: Client) -> Forwarding:
+    """Return a client's data path."""
+    assert client.tenure is not None
+    assert isinstance(client.tenure.path, Forwarding)
+    return client.tenure.path
 
 
 class Scene:
@@ -60,7 +70,11 @@ class Scene:
     @property
     def third(self) -> int:
         """The worker of which there is no bystander."""
-        held = {client.tenure and client.tenure.worker for client in self.it.broker.driver.clients.values() if client.session <= len(self.bystanders)}
+        held = {
+            client.tenure and client.tenure.worker
+            for client in self.it.broker.driver.clients.values()
+            if client.session <= len(self.bystanders)
+        }
         (number,) = self.it.broker.pool.workers.keys() - held
         return number
 
@@ -72,7 +86,7 @@ class Scene:
         task = self.task_of(session)
         if task is not None:
             client = self.it.broker.driver.clients[session]
-            self.cancelled += client.forwarding is not None and not client.forwarding._done.done()
+            self.cancelled += client.phase is Phase.FORWARDING and not forwarding_of(client)._done.done()
             task.cancel()
 
     async def hit(self, number: int, event: str) -> None:
@@ -102,12 +116,12 @@ class Scene:
         """Have every idle worker probed now."""
         for worker in self.it.broker.pool.workers.values():
             worker.probed = float("-inf")
-        self.it.broker._tick()
+        self.it.broker.driver._tick()
 
     async def recover(self) -> None:
         """Let everything come to rest, and see that nobody and nothing is missing."""
         it, alive = self.it, len(self.bystanders)
-        pool, keeper = it.broker.pool, it.broker.keeper
+        pool, keeper = it.broker.pool, it.broker.driver.keeper
         for office in it.supervisor.offices.values():
             office.fault = ""
         await until(lambda: len(it.broker.driver.clients) == alive and not pool.queue)
@@ -122,7 +136,7 @@ class Scene:
             await client.send(words)
             assert await client.receive(len(words)) == words
         assert len(it.broker._tasks) == alive
-        assert not it.broker._silent
+        assert not len(it.broker._silent)
         assert not it.broker._hangups._callbacks
         assert it.supervisor.offices.keys() == {1, 2, 3}
         self.check_counts()
@@ -169,7 +183,7 @@ async def scene(max_clients: int = 1000, plan: list[str] | None = None) -> Async
 
 
 async def connected(at: Scene, victim: FakeClient, _: FakeClient) -> int:
-    await until(lambda: session_of(at, victim) in at.it.broker._silent)
+    await until(lambda: session_of(at, victim) in at.it.broker._silent._clients)
     return at.third
 
 
@@ -209,7 +223,7 @@ async def half_closed(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     at.it.supervisor.offices[number].fault = "never-let-go"
     victim.socket.shutdown(socket.SHUT_WR)
     session = at.it.broker.driver.clients[session_of(at, victim)]
-    await until(lambda: session.forwarding is not None and "gone" in session.forwarding._timers)
+    await until(lambda: "grace" in forwarding_of(session)._timers)
     return number
 
 

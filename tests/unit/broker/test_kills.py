@@ -3,52 +3,30 @@
 
 import asyncio
 import contextlib
-import random
 import socket
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import pytest
+from succession import HELLO, ONE, TWO, Machine, SystemdKeep, all_of, echoes, machine, turns
 
 from fakes import (
     GREETING,
     OPENING,
-    FakeClient,
-    FakeSupervisor,
-    LastingSupervisor,
-    ListJournal,
-    ListNotifier,
-    first_request,
     settled,
-    states,
     until,
 )
-from fakesystemd import FakeSystemd
 from ooodd import messages
-from ooodd.broker import adoption
+from ooodd.broker import adoption, driver, kept, session
 from ooodd.broker import broker as broker_module
 from ooodd.broker import client as client_module
-from ooodd.broker.broker import Broker, End
-from ooodd.config import parse
-from ooodd.datapath import forward
-from ooodd.datapath.forward import Forwarding
-from ooodd.office.keeper import Verdict
-from ooodd.office.office import Office
-from ooodd.pool.actions import Reason
+from ooodd.datapath import forward, record
 from ooodd.pool.pool import State
-from ooodd.systemd import fdstore as store
-from ooodd.systemd import fdstore
-from ooodd.systemd.marks import Marks
-from ooodd.systemd.listeners import listen
-
-from succession import HELLO, ONE, TWO, Machine, PlainKeep, SystemdKeep, all_of, echoes, fill, machine, say, turns
-
+from ooodd.systemd import fdstore, marks
 
 
 class Killed(BaseException):
@@ -60,7 +38,10 @@ class KilledEagerly(Exception):  # noqa: N818 - the same, where the selector wou
 
 
 VISITS = 4
-TRACED = {module.__file__ for module in (adoption, broker_module, client_module, forward, store)}
+TRACED = {
+    module.__file__
+    for module in (adoption, broker_module, client_module, driver, fdstore, forward, kept, marks, record, session)
+}
 
 
 class Death:
@@ -172,7 +153,7 @@ async def live_and_die(line: int | None) -> Death:
         assert all(any(said.startswith(session) for said in story.said) for session in sessions), death.where
         assert all(sessions.count(story.said[number]) == 1 for number in {0, 1} - set(cut)), death.where
         assert all(office.most_clients <= 1 for office in offices), death.where
-        between = "_mark" in death.names  # a session's total and the mark that it is counted
+        between = "mark" in death.names  # counted, but not marked yet
         assert 2 - len(cut) <= it.broker.pool.totals.sessions <= 2 + between, death.where
         async with it.client() as client:
             assert await client.open() == HELLO, death.where
