@@ -75,7 +75,9 @@ class Adoption:
         self._marks.last_session = max([self._marks.last_session, *(kept.session for kept in found)])
         whole = []
         for kept in found:
-            if not kept.whole:
+            if not kept.whole and kept.worker:
+                self._give_up(kept, "not all of it could be kept")
+            elif not kept.whole:
                 self._drop(kept.names, kept.sockets)
             elif kept.worker and not self._marks.inherited:
                 self._give_up(kept, "the ooodd before was of another version")
@@ -152,7 +154,7 @@ class Adoption:
         return client
 
     def _give_up(self, kept: Kept, why: str, worker: int = 0) -> None:
-        client = peer(kept.clients[0]).name
+        client = peer(kept.clients[0]).name if kept.clients else "a client"
         number = worker or kept.worker
         self._journal.log(messages.SESSION_LOST, session=kept.session, client=client, worker=number, why=why)
         self._drop(kept.names, kept.sockets)

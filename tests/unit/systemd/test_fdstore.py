@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What outlives the broker: the fake systemd here does with descriptors what the real one was measured to do."""
+"""What outlives the broker, with a fake systemd that does with descriptors what the real one was measured to do."""
 
+import mmap
 import os
 import random
 import socket
@@ -10,7 +11,9 @@ from typing import Self
 import pytest
 
 from fakesystemd import FakeSystemd
-from ooodd.systemd.fdstore import MOST_WORKERS, Marks, MemoryStore, NoStore, SystemdStore
+from ooodd.systemd import fdstore
+from ooodd.systemd.fdstore import NoFdStore, discard
+from ooodd.systemd.marks import MAGIC_2, SIZE_2, Marks
 
 
 class World:
@@ -18,7 +21,7 @@ class World:
 
     def __init__(self) -> None:
         self.systemd = FakeSystemd()
-        self.store, left = SystemdStore.take_over(self.systemd, {})
+        self.store, left = fdstore.take_over(self.systemd, {})
         assert left == {}
         self._sockets: list[socket.socket] = []
 
@@ -28,9 +31,9 @@ class World:
         return ours
 
     def restart(self) -> dict[str, list[socket.socket]]:
-        """Let a new broker take over; the old one leaves nothing but what systemd has."""
+        """Begin as the next broker. The one before leaves nothing but what systemd has."""
         self.store.close()
-        self.store, left = SystemdStore.take_over(self.systemd, self.systemd.pass_on())
+        self.store, left = fdstore.take_over(self.systemd, self.systemd.pass_on())
         self._sockets += [each for kept in left.values() for each in kept]
         return left
 
@@ -54,14 +57,12 @@ def it() -> Iterator[World]:
 
 
 def same(left: Sequence[socket.socket], kept: Sequence[socket.socket]) -> bool:
-    return [os.fstat(each.fileno()).st_ino for each in left] == [os.fstat(each.fileno()).st_ino for each in kept]
+    """Whether these are the same sockets, in any order."""
+    return {os.fstat(each.fileno()).st_ino for each in left} == {os.fstat(each.fileno()).st_ino for each in kept}
 
 
-# The store
-
-
-def test_what_is_kept_comes_back_by_name_and_in_order(it: World) -> None:
-    kept = {f"set-{number}": [it.new_socket() for _ in range(number)] for number in range(1, 9)}
+def test_what_is_kept_comes_back_by_name(it: World) -> None:
+    kept = {f"set-{number}": [it.new_socket() for _ in range(number)] for number in range(1, 6)}
     for name, sockets in kept.items():
         it.store.keep(name, *sockets)
     for _ in range(3):
@@ -72,101 +73,32 @@ def test_what_is_kept_comes_back_by_name_and_in_order(it: World) -> None:
 
 
 def test_what_is_dropped_does_not_come_back(it: World) -> None:
-    for number in range(4):
-        it.store.keep(f"set-{number}", it.new_socket(), it.new_socket())
-    it.store.drop("set-1")
-    it.store.drop("set-1")
-    it.store.drop("never-kept")
-    assert it.restart().keys() == {"set-0", "set-2", "set-3"}
-    it.store.drop("set-2")
-    assert it.restart().keys() == {"set-0", "set-3"}
+    it.store.keep("client-1-0", it.new_socket())
+    it.store.keep("client-2-0", it.new_socket())
+    it.store.drop("client-1-0")
+    it.store.drop("client-3-0")
+    assert it.restart().keys() == {"client-2-0"}
 
 
-def test_a_set_is_one_message(it: World) -> None:
+def test_keep_and_drop_are_one_message_each(it: World) -> None:
     it.systemd.messages.clear()
-    it.store.keep("session-1-1", it.new_socket(), it.new_socket())
-    assert [fds for _, fds in it.systemd.messages] == [2]
-
-
-def test_a_client_that_waited_gets_its_office_and_its_name_by_one_message(it: World) -> None:
-    client, office = it.new_socket(), it.new_socket()
-    it.store.keep("waiting-7", client)
-    it.systemd.messages.clear()
-    it.store.keep("session-7-2", client, office)
-    assert [fds for _, fds in it.systemd.messages] == [1]
-    left = it.restart()  # killed before the other name was dropped
-    assert left.keys() == {"session-7-2"}
-    assert same(left["session-7-2"], [client, office])
-    it.store.drop("session-7-2")
+    it.store.keep("office-1-1-0", it.new_socket(), it.new_socket())
+    it.store.drop("office-1-1-0")
+    assert [fds for _, fds in it.systemd.messages] == [2, 0]
     assert it.systemd.names() == {"marks"}
 
 
-def test_the_earlier_name_is_dropped_without_the_socket(it: World) -> None:
-    client, office = it.new_socket(), it.new_socket()
-    it.store.keep("waiting-7", client)
-    it.store.keep("session-7-2", client, office)
-    it.store.drop("waiting-7")
-    left = it.restart()
-    assert left.keys() == {"session-7-2"}
-    assert same(left["session-7-2"], [client, office])
-    it.store.drop("session-7-2")
-    assert it.systemd.names() == {"marks"}
-
-
-def test_a_client_that_goes_back_to_wait_comes_back_as_that(it: World) -> None:
-    client, office = it.new_socket(), it.new_socket()
-    it.store.keep("waiting-7", client)
-    it.store.keep("session-7-2", client, office)
-    it.store.drop("waiting-7")
-    it.store.keep("waiting-7", client)
-    it.store.drop("session-7-2")
-    left = it.restart()
-    assert left.keys() == {"waiting-7"}
-    assert same(left["waiting-7"], [client])
-
-
-def test_a_socket_can_be_renamed(it: World) -> None:
-    client, office = it.new_socket(), it.new_socket()
-    it.store.keep("session-7-2", client, office)
-    it.store.keep("waiting-7", client)
-    it.store.drop("session-7-2")
-    left = it.restart()
-    assert left.keys() == {"waiting-7"}
-    assert same(left["waiting-7"], [client])
-    it.store.drop("waiting-7")
-    assert it.systemd.names() == {"marks"}
-
-
-def test_a_set_can_grow(it: World) -> None:
-    client, office = it.new_socket(), it.new_socket()
-    it.store.keep("session-7", client)
-    it.store.keep("session-7", client)
-    it.store.keep("session-7", client, office)
-    left = it.restart()
-    assert same(left["session-7"], [client, office])
-    it.store.drop("session-7")
-    assert it.systemd.names() == {"marks"}
-
-
-def test_a_set_that_is_not_whole_is_dropped(it: World) -> None:
+def test_what_finds_no_room_is_not_kept(it: World) -> None:
     it.systemd.limit = 2
-    it.store.keep("session-7-2", it.new_socket(), it.new_socket())
-    assert it.systemd.names() == {"session-7-2", "marks"}
-    assert it.restart() == {}
-    assert it.systemd.names() == {"marks"}
-
-
-@pytest.mark.parametrize("name", ["stored", "session-1/x", "session-1/7", "/7", "session-1"])
-def test_what_is_not_ours_is_closed_and_dropped(it: World, name: str) -> None:
-    it.systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", [it.new_socket().fileno()])
-    assert it.restart() == {}
-    assert {name for name, _ in it.systemd.stored} == {"marks"}
+    it.store.keep("office-1-1-0", it.new_socket(), it.new_socket())
+    it.store.keep("client-2-0", it.new_socket())
+    left = it.restart()
+    assert [len(sockets) for sockets in left.values()] == [1]
 
 
 def test_what_is_no_socket_is_closed_and_dropped(it: World) -> None:
     reader, writer = os.pipe()
-    name = f"session-1/{os.fstat(reader).st_ino}"
-    it.systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", [reader])
+    it.systemd.notify("FDSTORE=1\nFDPOLL=0\nFDNAME=client-1-0", [reader])
     os.close(reader)
     os.close(writer)
     assert it.restart() == {}
@@ -191,26 +123,23 @@ def test_any_sequence_leaves_what_it_says(it: World) -> None:
     assert len(it.systemd.stored) == 1 + sum(map(len, expected.values()))
 
 
+def test_a_discarded_socket_ends_for_its_peer_though_it_is_kept(it: World) -> None:
+    ours, theirs = socket.socketpair()
+    it.store.keep("client-1-0", ours)
+    discard(ours)
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
 # The marks
 
 
 def test_marks_come_back(it: World) -> None:
-    slot = it.store.marks.slot(3)
-    slot.pid, slot.uses, slot.max_uses, slot.since, slot.client = 4_000_000, 9, 13, 12345.678, 2**40
-    slot.memory[slot.to_office_index] = 1
-    it.store.marks.totals = (1, 2, 3, 4, 5, 2**63)
+    assert not it.store.marks.inherited
     it.store.marks.last_session = 2**40
-    it.store.marks.accepted = 2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
-    it.store.marks.config = "[pool] ä"
-    del slot
     it.restart()
-    slot = it.store.marks.slot(3)
-    assert (slot.pid, slot.uses, slot.max_uses, slot.since, slot.client) == (4_000_000, 9, 13, 12345.678, 2**40)
-    assert (slot.holding_to_office, slot.holding_to_client) == (True, False)
-    assert it.store.marks.totals == (1, 2, 3, 4, 5, 2**63)
+    assert it.store.marks.inherited
     assert it.store.marks.last_session == 2**40
-    assert it.store.marks.config == "[pool] ä"
-    assert it.store.marks.accepted == (2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535")
 
 
 def _grow(fd: int) -> None:
@@ -225,79 +154,46 @@ def _change(fd: int) -> None:
     os.pwrite(fd, b"\xff", 7)
 
 
-@pytest.mark.parametrize("spoil", [_grow, _cut, _change])
-def test_marks_of_another_make_are_replaced(it: World, spoil: Callable[[int], None]) -> None:
+def _old_magic_alone(fd: int) -> None:
+    os.pwrite(fd, MAGIC_2, 0)
+
+
+@pytest.mark.parametrize("spoil", [_grow, _cut, _change, _old_magic_alone])
+def test_marks_of_another_layout_are_replaced(it: World, spoil: Callable[[int], None]) -> None:
     it.store.marks.last_session = 7
     it.store.marks.close()
     spoil(next(fd for name, fd in it.systemd.stored if name == "marks"))
     it.store.marks = Marks()
     it.restart()
+    assert not it.store.marks.inherited
     assert it.store.marks.last_session == 0
     it.store.marks.last_session = 8
     it.restart()
     assert it.store.marks.last_session == 8
 
 
-def test_a_configuration_is_there_as_a_whole_or_not_at_all() -> None:
-    marks = Marks()
-    assert marks.config == ""
-    marks.config = "x" * 4092
-    assert marks.config == "x" * 4092
-    marks.config = "x" * 4093
-    assert marks.config == ""
-    assert marks.slot(MOST_WORKERS).client == 0
-
-
-def test_slots_are_apart() -> None:
-    marks = Marks()
-    for number in range(1, MOST_WORKERS + 1):
-        slot = marks.slot(number)
-        slot.pid = slot.uses = slot.max_uses = slot.client = number
-        slot.since = float(number)
-        slot.doomed = slot.holding_to_office = slot.holding_to_client = number % 2 == 0
-    marks.slot(5).clear()
-    assert marks.totals == (0, 0, 0, 0, 0, 0)
-    assert marks.last_session == 0
-    for number in range(1, MOST_WORKERS + 1):
-        slot = marks.slot(number)
-        expected = 0 if number == 5 else number
-        assert (slot.pid, slot.uses, slot.max_uses, slot.client) == (expected, expected, expected, expected)
-        assert slot.since == float(expected)
-        assert slot.doomed == slot.holding_to_office == slot.holding_to_client == (number % 2 == 0)
-
-
-@pytest.mark.parametrize("number", [-1, 0, MOST_WORKERS + 1])
-def test_there_is_no_other_slot(number: int) -> None:
-    with pytest.raises(ValueError, match="no worker"):
-        Marks().slot(number)
-
-
-# The other stores
+def test_marks_of_version_0_2_are_upgraded(it: World) -> None:
+    it.store.marks.close()
+    fd = next(fd for name, fd in it.systemd.stored if name == "marks")
+    os.ftruncate(fd, SIZE_2)
+    with mmap.mmap(fd, SIZE_2) as old:
+        old[:] = bytes(SIZE_2)
+        old[: len(MAGIC_2)] = MAGIC_2
+        old[64:72] = (17).to_bytes(8, "little")
+    it.store.marks = Marks()
+    it.restart()
+    assert it.store.marks.inherited
+    assert it.store.marks.last_session == 17
+    it.store.marks.last_session = 18
+    it.restart()
+    assert it.store.marks.last_session == 18
 
 
 def test_in_the_foreground_nothing_is_kept() -> None:
-    store = NoStore()
+    store = NoFdStore()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        store.keep("session-1-1", ours)
-        store.drop("session-1-1")
+        store.keep("client-1-0", ours)
+        store.drop("client-1-0")
     store.marks.last_session = 1
     assert store.marks.last_session == 1
-
-
-def test_the_fake_passes_on_what_is_kept() -> None:
-    store = MemoryStore()
-    store.marks.last_session = 7
-    client, office = socket.socketpair()
-    other, _ = pair = socket.socketpair()
-    store.keep("waiting-1", client)
-    store.keep("session-1-1", client, office)
-    store.keep("waiting-2", other)
-    store.drop("waiting-2")
-    heir, found = store.take_over()
-    assert heir.marks.last_session == 7
-    assert found.keys() == {"session-1-1"}
-    assert same(found["session-1-1"], [client, office])
-    heir.close()
-    for each in (client, office, *pair, *found["session-1-1"]):
-        each.close()
