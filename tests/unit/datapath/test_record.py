@@ -28,7 +28,7 @@ def test_zeros_are_a_session_of_which_no_byte_has_passed() -> None:
         assert not record.holding
         assert record.calls_known
         assert not record.calls().under_way
-        assert record.memory == bytes(Record.SIZE)
+        assert bytes(record.memory) == bytes(Record.SIZE)
 
 
 @pytest.mark.parametrize("hold", [Record.TO_OFFICE, Record.TO_CLIENT])
@@ -133,7 +133,7 @@ class Witness:
         self.free.add(where)
         up, down = self.sent["up"] - unread(self.near_client), self.sent["down"] - unread(self.near_office)
         delivered = self.received["up"] + unread(self.office), self.received["down"] + unread(self.client)
-        if delivered != (up, down) or self.record.memory != memory_after(up, down):
+        if delivered != (up, down) or bytes(self.record.memory) != memory_after(up, down):
             self.bad.append(f"{where}:{frame.f_lineno}")
         return self.step
 
@@ -182,13 +182,13 @@ async def test_a_kill_at_any_moment_leaves_a_hold_or_the_exact_state(seed: int) 
         await talk(it, seed)
     finally:
         sys.settrace(None)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for each in it.sockets:
+            each.close()
     assert it.bad == []
     assert it.held >= {"_readable", "_forward", "_send_pending", "_forget_pending", "to_office", "to_client", "_save"}
     assert it.free >= {"_readable", "_forward", "_forget_pending"}
     assert not it.record.holding
-    assert it.record.memory == memory_after(len(ALL_UP), len(ALL_DOWN))
+    assert bytes(it.record.memory) == memory_after(len(ALL_UP), len(ALL_DOWN))
     assert it.forwarding.quiet_since is None  # five calls, four replies
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    for each in it.sockets:
-        each.close()
