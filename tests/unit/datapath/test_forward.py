@@ -241,13 +241,21 @@ async def test_an_office_that_is_lost_when_all_is_over_changes_nothing() -> None
 
 
 async def test_a_session_is_ended_when_its_time_is_over_however_busy_it_is() -> None:
-    async with session(SessionLimits(timeout=0.05)) as it:
-        while not it.task.done():
-            await send(it.client, b".")
-            await asyncio.sleep(0)
+    async with session(SessionLimits(timeout=3600)) as it:
+        await send(it.client, b"busy")
+        await receive(it.office, 4)
+        it.expire("timeout")
         ended = await it.result()
-        assert (ended.by, ended.limit, ended.office_let_go) == (Side.BROKER, "[session] timeout = 0.05 s", False)
-        assert ended.to_office > 1
+        assert (ended.by, ended.limit, ended.office_let_go) == (Side.BROKER, "[session] timeout = 3600 s", False)
+        assert ended.to_office == 4
+
+
+async def test_the_time_of_a_session_that_is_continued_has_begun_before() -> None:
+    async with session() as it:
+        await it.cancel()
+        limits = SessionLimits(timeout=3600)
+        ended = await Forwarding(it.near_client, it.near_office, limits, began=time.monotonic() - 3601).run()
+        assert ended.limit == "[session] timeout = 3600 s"
 
 
 async def test_a_session_on_which_nothing_moves_is_ended() -> None:
@@ -285,9 +293,9 @@ async def test_what_a_slow_reader_takes_moves_as_well() -> None:
 
 
 async def test_a_limit_after_the_client_has_ended_is_no_reason_any_more() -> None:
-    async with session(SessionLimits(timeout=0.05, grace=3600)) as it:
-        it.client.shutdown(socket.SHUT_WR)
-        await receive(it.office)
+    async with session(SessionLimits(timeout=3600, grace=3600)) as it:
+        await half_close(it)
+        it.expire("timeout")
         ended = await it.result()
         assert (ended.by, ended.limit, ended.office_let_go) == (Side.CLIENT, "", False)
 
