@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fuzz what reads URP, led by the code's coverage: `Probe`, `Refusal` and `Calls` of ooodd.urp.
+"""Fuzz what reads URP, guided by the code's coverage: `Probe`, `Refusal` and `Calls` of ooodd.uno.
 
     fuzz_urp.py --seeds DIRECTORY      writes recorded conversations there, to begin with, and ends
     fuzz_urp.py [libFuzzer's options] [CORPUS ...]
 
 It needs atheris, which is not in Debian: `pip install atheris` in an environment of its own. An input is a script: a
-byte that picks who listens, one for the size of the pieces in which that one hears it, then chunks, each with a byte of
-flags, two for its length, and its bytes. Only `ProtocolError` may come of it, nothing may be kept but a block, and how
-the bytes are split may make no difference.
+byte that picks the reader, one for the size of the pieces in which it gets the bytes, then chunks, each with a byte of
+flags, two for its length, and its bytes. Nothing but `ProtocolError` may be raised, no more than a block may be kept,
+and it may make no difference how the bytes are split, nor whether `Calls` goes on from its memory in another object.
 """
 
 from __future__ import annotations
@@ -82,10 +82,14 @@ def check_conversation(whole: bytes, size: int, one: Probe | Refusal, other: Pro
 
 
 def check_calls(parts: list[tuple[int, bytes]], size: int) -> None:
-    """Follow both directions as they come; and one after the other, split and whole."""
+    """Follow both directions as they come, also from the memory; and one after the other, split and whole."""
     calls, split, whole = Calls(), Calls(), Calls()
+    memory = bytearray(Calls.SIZE)
     for flags, part in parts:
         (calls.to_client if flags & TO_CLIENT else calls.to_office)(memoryview(part))
+        restored = Calls(memory)
+        (restored.to_client if flags & TO_CLIENT else restored.to_office)(memoryview(part))
+        assert (restored.under_way, restored.followed) == (calls.under_way, calls.followed)
         assert max(len(calls._requests._kept), len(calls._replies._kept)) < 10
     to_office = b"".join(part for flags, part in parts if not flags & TO_CLIENT)
     to_client = b"".join(part for flags, part in parts if flags & TO_CLIENT)

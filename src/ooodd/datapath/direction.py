@@ -119,26 +119,19 @@ class Direction:
 
     def _readable(self) -> bool:
         """Forward what there is. Return whether the selector may go on waiting, see `eager`."""
-        self._holds[self._hold] = 1
         try:
-            return self._receive()
+            self._holds[self._hold] = 1
+            try:
+                size = self._source.recv_into(_chunk)
+            except BlockingIOError:
+                self._holds[self._hold] = 0
+                return True
+            except OSError:
+                return self._end(reset=True)
+            return self._forward(_view[:size]) if size else self._end(reset=False)
         except BaseException as error:
             self._callbacks.failed(error)
             raise
-
-    def _receive(self) -> bool:
-        try:
-            size = self._source.recv_into(_chunk)
-        except BlockingIOError:
-            self._holds[self._hold] = 0
-            return True
-        except OSError:
-            self._end(reset=True)
-            return False
-        if not size:
-            self._end(reset=False)
-            return False
-        return self._forward(_view[:size])
 
     def _forward(self, data: memoryview) -> bool:
         """Send the data, and keep what the sink does not take. Return as `_readable` does."""
@@ -161,11 +154,13 @@ class Direction:
         self._loop.add_writer(self._sink, self._writable)
         return False
 
-    def _end(self, *, reset: bool) -> None:
+    def _end(self, *, reset: bool) -> bool:
+        """Pass the end of file on. Return as `_readable` does."""
         self._holds[self._hold] = 0
         self._unwatch()
         self._half_close()
         self._callbacks.ended(reset)
+        return False
 
     def _writable(self) -> None:
         try:

@@ -125,6 +125,6 @@ def add_reader(loop: asyncio.AbstractEventLoop, source: socket, reader: EagerRea
         loop.add_reader(source, reader)
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
+def new_event_loop() -> EagerLoop:
     """Return a loop with eager readers, for `asyncio.Runner`."""
     return EagerLoop()

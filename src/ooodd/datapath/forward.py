@@ -171,9 +171,11 @@ class Forwarding:
 
     def _fail(self, error: BaseException) -> None:
         """End the session at once: after lost bytes, no other byte may be delivered."""
-        self._stop()
-        if not self._done.done():
-            self._done.set_exception(error)
+        try:
+            self._stop()
+        finally:
+            if not self._done.done():
+                self._done.set_exception(error)
 
     # Timers
 

@@ -2,15 +2,16 @@
 """Probe: one conversation with an office that tells whether it still works, and what its last client has left in it.
 
 A hung office still greets, agrees on the protocol and creates a Desktop. `XDesktop.getCurrentComponent()` takes the
-SolarMutex, as nearly all that an office does: its answer shows that the office lives. How long to wait for it is the
-caller's affair. The documents and frames that are counted then are the ones that a client has left open.
+SolarMutex, as nearly everything in an office does: its reply shows that the office works. The caller decides how long
+to wait for it. The documents and frames that are counted then are the ones that a client has left open.
 
-An office knows an object only as the interfaces under which it has handed it out, and breaks off when it is called by
-another one (bridge.cxx, findStub): hence the queryInterface, and the turns that can't be saved. What needs no answer of
-another request goes out with it. The first object is asked for by its name, and that as XInterface (reader.cxx).
+An office knows an object only by the interfaces under which it has returned it, and closes the connection if it is
+called by another one (bridge.cxx, findStub). So queryInterface is needed, and the turns that it takes. Requests that
+do not depend on each other's replies go out in one turn. The first object is asked for by its name, as XInterface
+(reader.cxx).
 
-The references that the office hands out are not given back one by one: it drops all of them at the end of the
-connection (Bridge::terminate), which has to come anyway.
+The references that the office returns are not released one by one. It drops all of them at the end of the connection
+(Bridge::terminate), which comes next anyway.
 """
 
 import secrets
@@ -35,7 +36,7 @@ from ooodd.uno.wire import (
 
 _Value = TypeVar("_Value")
 
-# More documents than this are as bad as this many.
+# Documents are not counted beyond this: one is enough for the office to be dirty.
 _MOST_COMPONENTS = 8
 
 _INTERFACE = "com.sun.star.uno.XInterface"
@@ -70,33 +71,33 @@ class Findings:
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing of these."""
+        """Whether nothing has been left open."""
         return self == Findings(0, 0, current=False)
 
 
 class _Call(Generic[_Value]):
-    """A request and, once it has been answered, its result."""
+    """A request and, once its reply has come, its result."""
 
     result: _Value
 
     def __init__(
         self, oid: str, type_name: str, function: int, read: Callable[[Reader], _Value], values: bytes = b""
     ) -> None:
-        """Call a function of an object, known by an interface, with these values; `read` reads what it returns."""
+        """Call a function of an object's interface with these values; `read` reads the result."""
         self._target = (function, type_name, oid)
         self._read = read
         self._values = values
 
     def request(self, tid: bytes) -> bytes:
-        """Return the request, of the thread with this id."""
+        """Return the request, as a block, for the thread with this id."""
         return request(*self._target, tid, self._values)
 
-    def take(self, reader: Reader) -> None:
+    def read_result(self, reader: Reader) -> None:
         """Read the result."""
         self.result = self._read(reader)
 
 
-# What is asked in one turn: each call is handed out at once, and goes on when all of them have been answered.
+# The calls of one turn are sent together. The next turn begins when all of them have been answered.
 _Turn = tuple[_Call[Any], ...]
 _Turns = Generator[_Turn, None, _Value]
 
@@ -105,7 +106,7 @@ class Probe:
     """The client's side of one conversation with an office, which speaks first. Sans-IO."""
 
     def __init__(self) -> None:
-        """Make an id for the calling thread: the office queues calls by it, across connections."""
+        """Make a random id for the calling thread: the office queues calls by it, across connections."""
         # Set at the end of the conversation.
         self.findings: Findings | None = None
         self._tid = secrets.token_bytes(16)
@@ -116,10 +117,10 @@ class Probe:
         self._unanswered: list[_Call[Any]] = []
 
     def receive(self, data: bytes) -> bytes:
-        """Take what the office sent, in pieces of any size; return what is to be sent to it, which may be nothing.
+        """Take bytes from the office, in pieces of any size; return the bytes to send to it, which may be none.
 
-        Raises `ProtocolError` for what an office doesn't answer, an exception among it, and for more than it answers;
-        then the connection is good for nothing but closing.
+        Raises `ProtocolError` for anything but the expected replies, also for an exception as a reply. The connection
+        is then good only for closing.
         """
         answer = b""
         for messages, block in self._blocks.feed(data):
@@ -137,7 +138,7 @@ class Probe:
         return b"" if self._unanswered else self._next_turn()
 
     def _take_request(self, message: Request) -> bytes:
-        """Answer what the office asks: it wants to agree on the protocol, and is told that ooodd gives way."""
+        """Answer a request of the office: it wants to agree on the protocol, and ooodd leaves the choice to it."""
         if message.function == RELEASE:
             return b""
         if not message.of_protocol or self._agreed:
@@ -151,7 +152,7 @@ class Probe:
             raise ProtocolError("a reply to what was never asked")
         if message.is_exception:
             raise ProtocolError(f"the office raised {self._reader.exception()}")
-        self._unanswered.pop(0).take(self._reader)
+        self._unanswered.pop(0).read_result(self._reader)
 
     def _next_turn(self) -> bytes:
         try:
@@ -163,7 +164,7 @@ class Probe:
 
 
 def _conversation() -> _Turns[Findings]:
-    """Ask for all that is to be found."""
+    """Ask for everything that `Findings` has."""
     context = yield from _ask(_query("StarOffice.ComponentContext", _INTERFACE))
     context = yield from _ask(_query(context, _CONTEXT))
     name = text("/singletons/com.sun.star.frame.theDesktop")
@@ -181,7 +182,7 @@ def _conversation() -> _Turns[Findings]:
 
 
 def _count_elements(container: str) -> _Turns[int]:
-    """Count the elements of a container, up to the bound."""
+    """Count the elements of a container, up to _MOST_COMPONENTS."""
     enumeration = yield from _ask(_Call(container, _ENUMERATION_ACCESS, _CREATE_ENUMERATION, _object))
     more = _Call(enumeration, _ENUMERATION, _HAS_MORE_ELEMENTS, Reader.boolean)
     element = _Call(enumeration, _ENUMERATION, _NEXT_ELEMENT, Reader.any_oid)
@@ -194,13 +195,13 @@ def _count_elements(container: str) -> _Turns[int]:
 
 
 def _ask(call: _Call[_Value]) -> _Turns[_Value]:
-    """Make one call alone, and return its result."""
+    """Make one call in a turn of its own, and return its result."""
     yield (call,)
     return call.result
 
 
 def _query(oid: str, type_name: str) -> _Call[str]:
-    """Ask an object for an interface, by which the office then knows it."""
+    """Ask an object for an interface, by which it can be called then."""
     return _Call(oid, _INTERFACE, QUERY_INTERFACE, _any_object, interface_type(type_name))
 
 

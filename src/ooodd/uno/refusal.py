@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Refusal: how a client that gets no office is told so in its own language.
+"""Refusal: a UNO exception that tells a client why it gets no office.
 
-A client that finds its connection closed can tell its user no more than that. So it gets what an office could have
-answered: a `com.sun.star.uno.RuntimeException`, which every method may raise, as the reply to its first request, the
-one for the office's component context. Its own library makes an exception with our text of it.
+A client whose connection is only closed can tell its user nothing more than that. So ooodd sends what an office could
+have sent: a `com.sun.star.uno.RuntimeException`, which every method may raise, as the reply to the client's first
+request, the one for the office's component context. The client's library raises it as an exception with our text.
 
-Before that, the client's library wants to agree on properties of the protocol, and sends nothing else until it has.
-ooodd gives way, and has no wish of its own: binaryurp (pyuno, C++) and Java don't wait for one (bridge.cxx, urp.java).
+Before that, the library wants to agree on properties of the protocol, and sends nothing else until that is done. ooodd
+leaves the choice to it and proposes nothing: binaryurp (pyuno, C++) and Java don't wait for a proposal (bridge.cxx,
+urp.java).
 """
 
 from ooodd.errors import ProtocolError
@@ -17,21 +18,21 @@ _EXCEPTION = "com.sun.star.uno.RuntimeException"
 
 
 class Refusal:
-    """The office's side of one conversation with a client, in which there is no office. Sans-IO."""
+    """The office's side of one conversation with a client that gets no office. Sans-IO."""
 
     def __init__(self, message: str) -> None:
-        """Prepare to answer with this text."""
-        # The exception has been handed out: send what `receive` returned, and close.
+        """Prepare to refuse the client with this text."""
+        # Whether the exception is among what `receive` has returned: send that, and close.
         self.done = False
         self._message = message
         self._blocks = Blocks()
         self._reader = Reader()
 
     def receive(self, data: bytes) -> bytes:
-        """Take what the client sent, in pieces of any size; return what is to be sent to it, which may be nothing.
+        """Take bytes from the client, in pieces of any size; return the bytes to send to it, which may be none.
 
-        Raises `ProtocolError` for what is no URP, or more of it than a client sends before its first request; then
-        the connection is good for nothing but closing. What comes once it is done is not looked at.
+        Raises `ProtocolError` for bytes that are not URP, and for more than a client sends before its first request.
+        The connection is then good only for closing. Once the refusal is done, all bytes are ignored.
         """
         if self.done:
             return b""
@@ -46,7 +47,7 @@ class Refusal:
         return answer
 
     def _answer(self) -> bytes:
-        """Read a message and return the answer to it. The values of the one that is refused need not be read."""
+        """Read a message and return the reply to it. The values of the refused request need not be read."""
         message = self._reader.message()
         if isinstance(message, Reply):
             raise ProtocolError("a reply to what was never asked")

@@ -144,6 +144,10 @@ class _Heads:
         self._STATE.pack_into(self._memory, self._at, self._rest, self.lost, len(self._kept), self._kept)
 
 
+_COUNT = struct.Struct("=q")
+_pack_count = _COUNT.pack_into
+
+
 class Calls:
     """Counts the calls of a session's client that are under way, from the bytes that are forwarded.
 
@@ -163,16 +167,15 @@ class Calls:
     state up to date; within them it is not consistent.
     """
 
-    _COUNT = struct.Struct("=q")
     SIZE = _COUNT.size + 2 * _Heads.SIZE
 
     def __init__(self, memory: "memoryview | bytearray | None" = None, at: int = 0) -> None:
         """Go on from the state in `memory` from `at` on, and keep it there; None for memory of its own."""
         self._memory = bytearray(at + self.SIZE) if memory is None else memory
         self._at = at
-        self._count: int = self._COUNT.unpack_from(self._memory, at)[0]
-        self._requests = _Heads(_CALLS, self._memory, at + self._COUNT.size)
-        self._replies = _Heads(_REPLIES, self._memory, at + self._COUNT.size + _Heads.SIZE)
+        self._count: int = _COUNT.unpack_from(self._memory, at)[0]
+        self._requests = _Heads(_CALLS, self._memory, at + _COUNT.size)
+        self._replies = _Heads(_REPLIES, self._memory, at + _COUNT.size + _Heads.SIZE)
 
     @property
     def followed(self) -> bool:
@@ -188,13 +191,13 @@ class Calls:
         """Take note of bytes from the client, in their order."""
         if count := self._requests.count(view):
             self._count += count
-            self._COUNT.pack_into(self._memory, self._at, self._count)
+            _pack_count(self._memory, self._at, self._count)
 
     def to_client(self, view: memoryview) -> None:
         """Take note of bytes from the office, in their order, and after the client's bytes that they answer."""
         if count := self._replies.count(view):
             self._count -= count
-            self._COUNT.pack_into(self._memory, self._at, self._count)
+            _pack_count(self._memory, self._at, self._count)
             if self._count < 0:
                 self._replies.lose()
 
@@ -204,6 +207,6 @@ class Calls:
 
     def detach(self) -> None:
         """Leave the memory to somebody else, and go on in memory of its own."""
-        self._memory, self._at = bytearray(self._COUNT.size), 0
+        self._memory, self._at = bytearray(_COUNT.size), 0
         self._requests.detach()
         self._replies.detach()

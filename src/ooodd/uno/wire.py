@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The wire format of the UNO Remote Protocol: blocks, messages, and the few kinds of values that ooodd exchanges.
 
-A stream is a row of blocks; a block is its size, its number of messages, and the messages. A message is a request or a
-reply, and ends where its last value does: only who knows the method's signature can tell where, so whoever reads a
-message has to read it to its end, with `Reader`'s methods, or give up. A type, an object's id or a thread's id stands
-in full, or is a number that the same direction of the same connection has given to it before: hence one `Reader` for
-each direction. A request can leave out what it has in common with the one before.
+A stream is a sequence of blocks, see `urp`. A message is a request or a reply. It ends with its last value, and only
+the method's signature tells where that is. So a reader has to read each message to its end, with the methods of
+`Reader`, or give up. A type, an object's id or a thread's id is written in full, or as the cache index under which the
+same direction of the same connection has written it before: hence one `Reader` for each direction. A request can leave
+out what it has in common with the one before.
 
-What is written here never uses such numbers, nor leaves anything out: a conversation of ooodd's is too short to gain by
-it. Sources: "UNO Remote Protocol" specification; LibreOffice's binaryurp/source/unmarshal.cxx, reader.cxx, cache.hxx;
+What is written here uses no cache and leaves nothing out: ooodd's conversations are too short to gain by it. Sources:
+"UNO Remote Protocol" specification; LibreOffice's binaryurp/source/unmarshal.cxx, reader.cxx, cache.hxx;
 com/sun/star/lib/uno/protocols/urp for Java.
 """
 
@@ -66,7 +66,7 @@ _CURRENT_CONTEXT = "CurrentContext"
 
 
 class Blocks:
-    """Cuts what is received into blocks. It keeps what is not yet a whole one, which is bounded by a block's limit."""
+    """Cuts a stream into blocks. It keeps the beginning of an incomplete block, at most MOST_BYTES and a header."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
@@ -75,8 +75,8 @@ class Blocks:
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield each block that `data` completes: its number of messages, and its content.
 
-        Raises `ProtocolError` as soon as a header is complete that names no byte, no message, or more of them than a
-        conversation of ooodd's has: in the block, or with all messages before.
+        Raises `ProtocolError` as soon as a header is complete that announces no byte, no message, or more than one of
+        ooodd's conversations has: more bytes in the block, or more messages in all blocks so far.
         """
         self._kept += data
         while len(self._kept) >= HEADER.size:
@@ -103,7 +103,7 @@ class Request:
 
     @property
     def of_protocol(self) -> bool:
-        """Whether it is about properties of the protocol. Such a one never carries a current context."""
+        """Whether it is about properties of the protocol. Such a request never carries a current context."""
         return self.oid == _PROPERTIES_OID and self.type == _PROPERTIES_TYPE
 
 
@@ -116,7 +116,7 @@ class Reply:
 
 
 class Reader:
-    """Reads the messages of one direction of a connection. Each method raises `ProtocolError` for what can't be."""
+    """Reads the messages of one direction of a connection. Each method raises `ProtocolError` for invalid bytes."""
 
     def __init__(self) -> None:
         self._block = b""
@@ -124,7 +124,7 @@ class Reader:
         self._types: dict[int, str] = {}
         self._oids: dict[int, str] = {}
         self._tids: dict[int, bytes] = {}
-        # What a message leaves out is as in the one before.
+        # From the last message that had them; a message may leave them out.
         self._type = ""
         self._oid = ""
         self._tid = b""
@@ -135,7 +135,7 @@ class Reader:
         self._position = 0
 
     def end(self) -> None:
-        """See that the block has been read to its end."""
+        """Check that the block has been read to its end."""
         if self._position != len(self._block):
             raise ProtocolError(f"{len(self._block) - self._position} bytes after the last message of a block")
 
@@ -200,12 +200,12 @@ class Reader:
         return self.oid()
 
     def exception(self) -> str:
-        """Read an exception up to its message, and no further, for the rest is its own; return type and message."""
+        """Read an exception up to its message, for what follows depends on its type; return type and message."""
         name = self._type_of(_EXCEPTION_CLASS)
         return shown(f"{name}: {self.text()}")
 
     def properties(self) -> list[str]:
-        """Read names of properties of the protocol. None that is known has a value."""
+        """Read the names of properties of the protocol. No known property has a value."""
         names = []
         for _ in range(self._length()):
             names.append(self.text())
@@ -218,7 +218,7 @@ class Reader:
         return ""
 
     def _type_of(self, wanted: int) -> str:
-        """Read a type that is of a class that has names; return its name."""
+        """Read a type of the class `wanted`, whose types have names; return its name."""
         flags = self.number(1)
         if flags & ~_IN_FULL != wanted:
             raise ProtocolError(f"a type of class {flags & ~_IN_FULL}, not {wanted}")
@@ -229,7 +229,7 @@ class Reader:
         return name
 
     def _known(self, cache: dict[int, _Id], index: int, given: _Id) -> _Id:
-        """Return what is given, and remember it; or what is remembered, if nothing is given."""
+        """Return what is given, and put it into the cache; if nothing is given, return what is in the cache."""
         if index == _NO_INDEX:
             return given
         if given:
@@ -261,15 +261,15 @@ class Reader:
 
 
 def shown(text: str) -> str:
-    """Return what the other side said as fits into a message: it may be long, or try to look like another message."""
+    """Return text of the other side as it can be shown: it may be long, or be made to look like another message."""
     return "".join(char if char.isprintable() else "?" for char in text[:_MOST_SHOWN])
 
 
 def accept_property(request: Request, reader: Reader) -> bytes:
     """Read the values of a request that is about properties of the protocol, and return the reply, as a block.
 
-    It gives way: to a requestChange the answer is 1, the other side may choose, and to its choice, commitChange, void.
-    `commits` tells which it was. `ProtocolError` if the choice is none that is known.
+    ooodd leaves the choice to the other side: it replies 1 to requestChange, and void to commitChange, which has the
+    choice. `commits` tells which of the two the request is. Raises `ProtocolError` for an unknown choice.
     """
     if request.function == _REQUEST_CHANGE:
         reader.number(4)
@@ -280,12 +280,12 @@ def accept_property(request: Request, reader: Reader) -> bytes:
 
 
 def commits(request: Request) -> bool:
-    """Whether a request that is about properties commits a change: what is sent after the reply has to follow it."""
+    """Whether a request about properties commits a change, which applies to all that is sent after the reply."""
     return request.function == _COMMIT_CHANGE
 
 
 def request(function: int, type_name: str, oid: str, tid: bytes, values: bytes) -> bytes:
-    """Return a block with a request. Its current context, null, is part of it."""
+    """Return a block with a request, which carries a null current context."""
     head = bytes([FIRST_REQUEST, function])
     return _block(head, interface_type(type_name), reference(oid), _sized(tid), _NOT_CACHED, reference(""), values)
 
@@ -296,13 +296,13 @@ def reply(tid: bytes, values: bytes) -> bytes:
 
 
 def exception_reply(tid: bytes, type_name: str, message: str) -> bytes:
-    """Return a block with an exception that has a message and no context, and of its own nothing."""
+    """Return a block with an exception that has a message, a null context and no members of its own."""
     values = _named_type(_EXCEPTION_CLASS, type_name) + text(message) + reference("")
     return _block(bytes([LONG | EXCEPTION | NEW_TID]), _sized(tid), _NOT_CACHED, values)
 
 
 def text(value: str) -> bytes:
-    """Return a string; what has no UTF-8 is replaced."""
+    """Return a string; what can't be encoded in UTF-8 is replaced."""
     return _sized(value.encode(errors="replace"))
 
 

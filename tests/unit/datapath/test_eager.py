@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The loop's selector: what is eager stays with it, and everything else gets to the loop in time."""
+"""Eager readers: the selector calls them, everything else gets to the loop in time, and an error ends none but one."""
 
+import asyncio
 import itertools
 import selectors
 import socket
@@ -8,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fakes import until
 from ooodd.datapath import eager
+from ooodd.datapath.eager import EagerLoop
 
 
 class Selector(eager.EagerSelector):
@@ -89,10 +92,118 @@ def test_the_end_of_a_connection_is_the_loop_s(selector: Selector) -> None:
     assert next(calls) == 0
 
 
-def test_a_callback_that_fails_is_left_to_the_loop(selector: Selector) -> None:
+def test_a_reader_that_fails_is_reported_and_the_loop_gets_a_turn(selector: Selector) -> None:
     def fail(_: socket.socket) -> bool:
         raise MemoryError
 
     near = selector.readable(fail)
+    other = selector.readable(take)
     assert selector.ready(None) == [near]
-    assert not selector.readers
+    assert [(descriptor, type(error)) for descriptor, error in selector.errors] == [(near.fileno(), MemoryError)]
+    with pytest.raises(BlockingIOError):
+        other.recv(100, socket.MSG_DONTWAIT)
+
+
+# The loop
+
+
+class Reader:
+    """An eager reader of one end of a pair, and what it has received."""
+
+    def __init__(self, loop: EagerLoop) -> None:
+        self.near, self.far = socket.socketpair()
+        self.received = b""
+        self.error: Exception | None = None
+        loop.add_eager_reader(self.near, self.read)
+
+    def read(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.received += self.near.recv(100)
+        return True
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[EagerLoop]:
+    it = eager.new_event_loop()
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def readers(loop: EagerLoop) -> Iterator[list[Reader]]:
+    made = [Reader(loop) for _ in range(2)]
+    yield made
+    for each in made:
+        loop.remove_reader(each.near)
+        each.close()
+
+
+def run_until(loop: EagerLoop, condition: Callable[[], object]) -> None:
+    loop.run_until_complete(asyncio.wait_for(until(condition), 20))
+
+
+def test_each_loop_has_readers_of_its_own(loop: EagerLoop, readers: list[Reader]) -> None:
+    other = EagerLoop()
+    assert not other._eager_selector.readers
+    other.close()
+    for each in readers:
+        each.far.send(b"some bytes")
+    run_until(loop, lambda: all(each.received == b"some bytes" for each in readers))
+
+
+def test_a_removed_reader_is_not_called(loop: EagerLoop, readers: list[Reader]) -> None:
+    first, second = readers
+    assert loop.remove_reader(first.near)
+    assert not loop.remove_reader(first.near)
+    first.far.send(b"unheard")
+    second.far.send(b"heard")
+    run_until(loop, lambda: second.received)
+    assert not first.received
+
+
+def test_an_ordinary_reader_replaces_an_eager_one(loop: EagerLoop, readers: list[Reader]) -> None:
+    first, second = readers
+    heard: list[int] = []
+    loop.add_reader(first.near, heard.append, 1)
+    first.far.send(b"for the other one")
+    second.far.send(b"heard")
+    run_until(loop, lambda: heard and second.received)
+    assert not first.received
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_reader_that_fails_is_removed_and_the_others_go_on(
+    loop: EagerLoop,
+    readers: list[Reader],
+    at_end: bool,  # noqa: FBT001
+) -> None:
+    """Whether the selector has called it, or the loop: an end of file is an event of the loop's."""
+    told: list[BaseException] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    first, second = readers
+    first.error = MemoryError()
+    first.far.send(b"unheard")
+    if at_end:
+        first.far.close()
+    run_until(loop, lambda: told)
+    second.far.send(b"heard")
+    run_until(loop, lambda: second.received)
+    assert told == [first.error]
+    assert not loop.remove_reader(first.near)
+
+
+def test_on_any_other_loop_it_is_an_ordinary_reader() -> None:
+    loop = asyncio.SelectorEventLoop()
+    near, far = socket.socketpair()
+    with near, far:
+        heard: list[bytes] = []
+        eager.add_reader(loop, near, lambda: bool(heard.append(near.recv(100))))  # type: ignore[func-returns-value]
+        far.send(b"heard")
+        loop.run_until_complete(asyncio.wait_for(until(lambda: heard), 20))
+        assert loop.remove_reader(near)
+    loop.close()

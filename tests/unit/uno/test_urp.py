@@ -4,7 +4,7 @@
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ooodd.uno.urp import OPENING_SIZE, Calls, is_opening
@@ -206,3 +206,99 @@ def test_however_it_is_split(messages: list[tuple[tuple[bytes, int], int]], data
         assert calls.under_way
         calls.to_client(memoryview(block(b"\x80\0")))
     assert not calls.under_way
+
+
+# Going on from the state in memory
+
+# Blocks that can be followed, and a few that can't.
+_BLOCKS = st.one_of(
+    st.builds(
+        lambda head, length: block(head + bytes(length)),
+        st.sampled_from([*CALLS, *REPLIES]),
+        st.integers(0, 12) | st.just(300),
+    ),
+    st.builds(block, st.sampled_from([b"", b"\2", b"\3"]), st.integers(0, 2)),
+    st.binary(max_size=12),
+)
+_STREAM = st.lists(_BLOCKS, max_size=6).map(b"".join)
+
+
+class Restored:
+    """Calls that are taken up by another object, on a copy of the memory, again and again."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray(3 + Calls.SIZE + 3)
+
+    @property
+    def calls(self) -> Calls:
+        assert self._memory[:3] == self._memory[-3:] == bytes(3), "the memory is others' too"
+        self._memory = bytearray(self._memory)
+        return Calls(self._memory, 3)
+
+
+def see(calls: Calls, chunk: tuple[bool, bytes]) -> tuple[bool, bool]:
+    to_office, data = chunk
+    (calls.to_office if to_office else calls.to_client)(memoryview(data))
+    return calls.under_way, calls.followed
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[tuple[bool, bytes]]:
+    """Both directions, cut anywhere, and the pieces in any order of the two."""
+    streams = {True: draw(_STREAM), False: draw(_STREAM)}
+    chunks = []
+    while streams[True] or streams[False]:
+        way = draw(st.booleans()) if streams[True] and streams[False] else bool(streams[True])
+        size = draw(st.integers(1, min(40, len(streams[way]))) | st.just(len(streams[way])))
+        chunks.append((way, streams[way][:size]))
+        streams[way] = streams[way][size:]
+    return chunks
+
+
+@settings(deadline=None, max_examples=500)
+@given(conversations())
+@example([(True, block(b"\3")), (False, block(b"\x80") * 2), (True, block(b"\3"))])
+def test_another_object_goes_on_from_the_memory(chunks: list[tuple[bool, bytes]]) -> None:
+    whole, restored = Calls(), Restored()
+    for chunk in chunks:
+        assert see(restored.calls, chunk) == see(whole, chunk)
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_a_conversation_may_be_cut_at_any_byte(order: tuple[bool, bool]) -> None:
+    up = b"".join(block(head + bytes(3)) for head in CALLS)
+    down = b"".join(block(head + bytes(3)) for head in (*REPLIES, *NO_REPLIES))
+    streams = {True: up, False: down}
+    whole = Calls()
+    expected = [see(whole, (way, streams[way])) for way in order]
+    for first in range(len(streams[order[0]]) + 1):
+        for second in range(0, len(streams[order[1]]) + 1, 7):
+            restored = Restored()
+            answers = []
+            for way, cut in zip(order, (first, second), strict=True):
+                see(restored.calls, (way, streams[way][:cut]))
+                answers.append(see(restored.calls, (way, streams[way][cut:])))
+            assert answers == expected
+
+
+def test_calls_that_left_their_memory_go_on_and_do_not_touch_it() -> None:
+    memory = bytearray(Calls.SIZE)
+    calls = Calls(memory)
+    calls.to_office(memoryview(block(b"\3")[:9]))
+    before = bytes(memory)
+    calls.detach()
+    calls.to_office(memoryview(block(b"\3")[9:] + block(b"\3")))
+    calls.to_client(memoryview(block(b"\x80")))
+    assert calls.under_way
+    calls.to_client(memoryview(block(b"\x80")[:8]))
+    assert calls.under_way
+    calls.lose()
+    assert not calls.followed
+    assert memory == before
+
+
+def test_the_largest_block_can_be_followed() -> None:
+    calls = Restored()
+    calls.calls.to_office(memoryview(struct.pack(">IIBB", 2**32 - 1, 1, 0xF8, 3)))
+    assert see(calls.calls, (False, block(b"\x80"))) == (False, True)
+    assert see(calls.calls, (True, b"\0" * 1000)) == (False, True)
