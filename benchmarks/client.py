@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A pyuno client that measures when it is told to: one process for each path to the office.
+"""A pyuno client that measures one path to the office. Each path has a process of its own.
 
-A process for each, because UNO knows an object by its identity and not by its connection: a second connection to the
-same office, out of the same process, would be handed the first one's proxies and measure nothing but the first path.
+UNO identifies an object by its object id and not by its connection. A second connection to the same office from the
+same process would get the proxies of the first one, and so measure the first path.
 
-It first tells the office's version. Then on standard input comes a line for each measurement, and on standard output
-goes its answer, all in JSON, times in nanoseconds:
+It first writes the office's version. Then each line of standard input is a measurement, and each line of standard
+output its result. All output is JSON, and times are in nanoseconds:
 
-    calls COUNT          a list, one for each call of a cell's getValue(), the smallest thing to ask of a document
-    blocks COUNT SIZE    [up, down], for COUNT blocks of SIZE bytes to the office and back, each a call of its own
+    calls COUNT          a list with the time of each call of a cell's getValue(), a minimal call
+    blocks COUNT SIZE    [up, down], for COUNT blocks of SIZE bytes to the office and back; each block is one call
 """
 
 import argparse
@@ -21,12 +21,12 @@ from time import perf_counter_ns
 
 import uno
 
-# Calls before each measurement that don't count: they bring code and data back into the caches.
+# The number of calls before each measurement that are not measured. They bring code and data into the caches.
 WARM_UP = 50
 
 
 class Session:
-    """A connection to the office, with what the measurements need there."""
+    """A connection to the office, with the objects for the measurements."""
 
     def __init__(self, connection: str) -> None:
         local = uno.getComponentContext()
@@ -37,7 +37,7 @@ class Session:
         self.document = desktop.loadComponentFromURL("private:factory/scalc", "_blank", 0, (hidden,))
         self.cell = self.document.Sheets.getByIndex(0).getCellByPosition(0, 0)
         self.cell.setValue(42)
-        # In the office's memory: what is written can be read.
+        # A pipe in the office's memory: the client writes bytes and reads them again.
         self.pipe = self.create("com.sun.star.io.Pipe")
 
     def create(self, service: str) -> "uno.pyuno":
@@ -66,13 +66,13 @@ class Session:
         block = uno.ByteSequence(os.urandom(size))
         up = down = 0
         for _ in range(count):
-            began = perf_counter_ns()
+            start = perf_counter_ns()
             self.pipe.writeBytes(block)
             written = perf_counter_ns()
-            got, _data = self.pipe.readBytes(None, size)
+            count_read, _data = self.pipe.readBytes(None, size)
             down += perf_counter_ns() - written
-            up += written - began
-            assert got == size
+            up += written - start
+            assert count_read == size
         return [up, down]
 
 
@@ -87,7 +87,7 @@ def main() -> None:
         measure = session.calls if name == "calls" else session.blocks
         print(json.dumps(measure(*map(int, numbers))), flush=True)
     session.close()
-    # Without pyuno's own end, which sometimes is a segmentation fault.
+    # Skip the cleanup of pyuno, which sometimes ends in a segmentation fault.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The paths to one office: the broker that owns it, the proxies put in front of the very same pipe, and the pipe.
+"""The paths to one office: the broker that owns it, the proxies in front of the same pipe, and the pipe itself.
 
-Everything is started here, in the foreground, and ended here by its own process; nothing is left.
+This module starts the broker and the proxies in the foreground, and ends them.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 SOCKET_PROXYD = Path("/usr/lib/systemd/systemd-socket-proxyd")
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
-# How long to wait before the next look, in seconds.
+# The pause between two tries, in seconds.
 PERIOD = 0.02
 
-# One worker, and no recycling while something is measured.
+# One worker, which is not recycled during a measurement.
 CONFIGURATION = """\
 [pool]
 workers = 1
@@ -30,8 +30,8 @@ max_uses = 1000000
 max_uses_jitter = 0
 """
 
-# One thread, as ooodd has. No log: ooodd writes none for a call either. The buffer is as big as that of ooodd and of
-# systemd-socket-proxyd; HAProxy's own of 16 KiB is made for HTTP headers. HAProxy sets TCP_NODELAY by itself.
+# One thread, as in ooodd. No log, because ooodd does not log calls. The buffer has the size of those of ooodd and of
+# systemd-socket-proxyd; HAProxy's default of 16 KiB is meant for HTTP headers. HAProxy sets TCP_NODELAY by default.
 HAPROXY = """\
 global
     nbthread 1
@@ -52,7 +52,7 @@ listen office
 
 @dataclass(frozen=True)
 class Broker:
-    """A running `ooodd run`, with a directory for all that is needed along with it."""
+    """A running `ooodd run`, and a directory for the files of all processes."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -60,19 +60,19 @@ class Broker:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses now."""
+    """Return a port of 127.0.0.1 that no process uses now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 @contextmanager
 def broker(directory: Path) -> Iterator[Broker]:
-    """Run the work tree's ooodd with one worker."""
+    """Run ooodd from the source tree with one worker."""
     port = free_port()
     (directory / "ooodd.toml").write_text(CONFIGURATION)
     command = [*("/usr/bin/python3", "-m", "ooodd", "run", "--config", str(directory / "ooodd.toml"))]
     command += ["--listen", f"127.0.0.1:{port}", "--runtime-directory", str(directory)]
-    # It would take itself for a service if this runs in one.
+    # With these variables, which are set if this runs in a service, ooodd would run as a service.
     environment = {name: value for name, value in os.environ.items() if name not in {"LISTEN_FDS", "NOTIFY_SOCKET"}}
     with _running(command, directory / "ooodd.log", {**environment, "PYTHONPATH": str(SOURCE)}) as process:
         _wait_port(process, port, directory / "ooodd.log")
@@ -80,16 +80,16 @@ def broker(directory: Path) -> Iterator[Broker]:
 
 
 def office_pipe(owner: Broker) -> Path:
-    """Return the pipe of the worker, which must have a session or have had one: before, there may be none yet."""
+    """Return the pipe of the worker. It may not exist before the worker's first session."""
     found = list(Path("/tmp").glob(f"OSL_PIPE_*ooodd-{owner.process.pid}-1-*"))
     if len(found) != 1:
-        raise SystemExit(f"pipes of the office: {found}; one was expected")
+        raise SystemExit(f"expected one pipe of the office, found {found}")
     return found[0]
 
 
 @contextmanager
 def haproxy(owner: Broker, pipe: Path) -> Iterator[int]:
-    """Run HAProxy in front of the pipe; yield its port."""
+    """Run HAProxy in front of the pipe, and yield its port."""
     port = free_port()
     file = owner.directory / "haproxy.cfg"
     file.write_text(HAPROXY.format(port=port, pipe=pipe))
@@ -100,9 +100,9 @@ def haproxy(owner: Broker, pipe: Path) -> Iterator[int]:
 
 @contextmanager
 def socket_proxyd(owner: Broker, pipe: Path) -> Iterator[int]:
-    """Run systemd-socket-proxyd in front of the pipe; yield its port. It gets its socket as systemd would pass it."""
+    """Run systemd-socket-proxyd in front of the pipe, and yield its port. It gets a socket as from systemd."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # The shell becomes the proxy, and so knows its process id.
+        # The shell execs the proxy, so $$ is the pid of the proxy.
         script = f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$1" 3<&{listener.fileno()} {listener.fileno()}<&-'
         command = ["/bin/bash", "-c", script, str(SOCKET_PROXYD), str(pipe)]
         log = owner.directory / "socket-proxyd.log"
@@ -111,7 +111,7 @@ def socket_proxyd(owner: Broker, pipe: Path) -> Iterator[int]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is compared; the office's is told by the office."""
+    """Return the versions of all programs except the office."""
     return {
         "ooodd": _first_line(["/usr/bin/python3", "-m", "ooodd", "--version"], {"PYTHONPATH": str(SOURCE)}),
         "Python": _first_line(["/usr/bin/python3", "--version"]),
@@ -121,7 +121,7 @@ def versions() -> dict[str, str]:
 
 
 def _haproxy_program() -> str:
-    """/usr/sbin is not in everybody's PATH."""
+    """Return the path of HAProxy. It is in /usr/sbin, which may not be in PATH."""
     return shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "haproxy"
 
 
@@ -136,7 +136,7 @@ def _first_line(command: Sequence[str], environment: Mapping[str, str] | None = 
 def _running(
     command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, keep: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a session of its own, so that Ctrl-C reaches only us, and end it with SIGTERM."""
+    """Run a command and end it with SIGTERM. It has a session of its own, so Ctrl-C does not reach it."""
     with log.open("wb") as output, ExitStack() as stack:
         process = subprocess.Popen(
             command,
@@ -161,9 +161,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until a port takes connections. A connection that says nothing costs ooodd no worker."""
+    """Wait until a port accepts connections. A connection that sends nothing takes no worker of ooodd."""
 
-    def taken() -> bool:
+    def accepts() -> bool:
         with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), START_TIMEOUT).close()
             return True
@@ -171,12 +171,12 @@ def _wait_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             raise SystemExit(f"{process.args!r} ended with {process.returncode}:\n{log.read_text()}")
         return False
 
-    _wait_for(taken, f"nobody listens on port {port}")
+    _wait_for(accepts, f"no process listens on port {port}")
 
 
-def _wait_for(happened: Callable[[], bool], complaint: str) -> None:
+def _wait_for(condition: Callable[[], bool], complaint: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    while not happened():
+    while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(f"{complaint} after {START_TIMEOUT:g} s")
         time.sleep(PERIOD)

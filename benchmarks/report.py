@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From figures to what is told: the medians of each path, and the paired ratios of ooodd to the others."""
+"""The report: the medians of each path, and the paired ratios of ooodd to the other paths."""
 
 import os
 import platform
@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-# What ooodd promises: a call through it takes at most this many times what it takes through HAProxy.
+# The goal: a call through ooodd takes at most this many times the time of a call through HAProxy.
 GOAL = 1.05
 
-# One figure a round, for each path.
+# For each path, one figure for each round.
 Rounds = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the middle half of some figures is."""
+    """The median and the quartiles of some figures."""
 
     lower_quartile: float
     median: float
@@ -26,9 +26,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Calls:
-    """What one call costs: for each path the times of single calls in µs, and ooodd's ratio to each other path.
+    """The time of a call: for each path the times of single calls in µs, and ooodd's ratio to each other path.
 
-    A ratio is that of two means of the same round: a mean, since what is slow now and then is part of the price.
+    A ratio is that of two means of the same round. A mean includes calls that are slow now and then.
     """
 
     times: dict[str, Spread]
@@ -37,7 +37,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How fast big blocks go, one way: for each path MB/s, and ooodd's ratio to each other path (more is better)."""
+    """The speed of big blocks in one direction: for each path MB/s, and ooodd's ratio to each other path."""
 
     speeds: dict[str, Spread]
     ratios: dict[str, Spread]
@@ -45,7 +45,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told."""
+    """All results."""
 
     machine: dict[str, str]
     goal: float
@@ -54,37 +54,44 @@ class Report:
     to_client: Blocks
 
     def text(self) -> str:
-        """Return it for people."""
+        """Return the results as tables."""
         lines = [f"{name}: {value}" for name, value in self.machine.items()]
         lines += _table("a call", "µs", self.call.times, self.call.ratios)
         lines += _table("big blocks to the office", "MB/s", self.to_office.speeds, self.to_office.ratios)
         lines += _table("big blocks to the client", "MB/s", self.to_client.speeds, self.to_client.ratios)
         ratio = self.call.ratios["HAProxy"].median
-        verdict = f"at most {self.goal} is the goal, which is {'kept' if ratio <= self.goal else 'missed'}"
-        return "\n".join([*lines, "", f"A call through ooodd takes {ratio:.3f} of HAProxy's time; {verdict}."])
+        verdict = f"the goal of at most {self.goal} is {'met' if ratio <= self.goal else 'missed'}"
+        return "\n".join(
+            [*lines, "", f"A call through ooodd takes {ratio:.3f} times as long as through HAProxy; {verdict}."]
+        )
 
 
 def calls(rounds: Mapping[str, Sequence[Sequence[int]]]) -> Calls:
-    """Evaluate the rounds of each path, each a list of nanoseconds."""
-    times = {path: _spread([time / 1e3 for time in chain.from_iterable(its)]) for path, its in rounds.items()}
-    return Calls(times, _ratios({path: [statistics.fmean(times) for times in its] for path, its in rounds.items()}))
+    """Evaluate the rounds of each path. A round is a list of nanoseconds."""
+    times = {
+        path: _spread([time / 1e3 for time in chain.from_iterable(path_rounds)]) for path, path_rounds in rounds.items()
+    }
+    return Calls(
+        times,
+        _ratios({path: [statistics.fmean(times) for times in path_rounds] for path, path_rounds in rounds.items()}),
+    )
 
 
 def blocks(speeds: Rounds) -> Blocks:
-    """Evaluate the rounds of each path, each in MB/s."""
-    return Blocks({path: _spread(its) for path, its in speeds.items()}, _ratios(speeds))
+    """Evaluate the rounds of each path. A round is a speed in MB/s."""
+    return Blocks({path: _spread(path_speeds) for path, path_speeds in speeds.items()}, _ratios(speeds))
 
 
 def machine(versions: Mapping[str, str]) -> dict[str, str]:
-    """Return what the figures depend on."""
+    """Return the properties of the machine that the figures depend on."""
     load = " ".join(f"{average:.2f}" for average in os.getloadavg())
     return {"CPUs": str(os.cpu_count()), "kernel": platform.release(), "load before": load, **versions}
 
 
 def _ratios(rounds: Rounds) -> dict[str, Spread]:
     return {
-        path: _spread([ours / its for ours, its in zip(rounds["ooodd"], theirs, strict=True)])
-        for path, theirs in rounds.items()
+        path: _spread([ours / other for ours, other in zip(rounds["ooodd"], others, strict=True)])
+        for path, others in rounds.items()
         if path != "ooodd"
     }
 

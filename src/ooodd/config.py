@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The configuration file, ooodd.toml(5).
 
-An absent file means all defaults. Anything that can't be used, down to one unknown key, is a `ConfigError` of one
-line that names the file, the key and the reason: a broker that runs with half of what its administrator wrote is
-worse than one that doesn't start. TOML is typed, so `workers = "4"` is an error and not 4.
+An absent file means all defaults. Any error in the file, even one unknown key, is a `ConfigError`. Its text is one line
+with the file, the key and the reason. A broker that ignored a part of its configuration would be worse than one that
+does not start. TOML is typed, so `workers = "4"` is an error and not 4.
 
-pydantic checks structure and ranges; only what its versions 1.10 and 2 share is used here.
+pydantic checks structure and ranges. This module uses only what its versions 1.10 and 2 have in common.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from ooodd.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/ooodd/ooodd.toml")
 
-# Seconds per unit, as systemd.time(7) spells them.
+# Seconds for each unit of systemd.time(7).
 _TIMES = {
     **dict.fromkeys(("us", "usec", "µs"), 1e-6),
     **dict.fromkeys(("ms", "msec"), 1e-3),
@@ -37,16 +37,16 @@ _TIMES = {
 }
 _SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)")
 
-# Bytes per unit, as systemd.resource-control(5) has them for MemoryMax=.
+# Bytes for each unit that systemd.resource-control(5) has for MemoryMax=.
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)\s*")
 
-# Keys whose function comes with a later version. Naming one is an error, for what it asks for would not happen.
-_LATER = {"pool": {"preload"}, "access": {"allowed_hosts", "allowed_users"}}
+# Keys that are reserved for a later version. Setting one is an error, because it would have no effect.
+_RESERVED = {"pool": {"preload"}, "access": {"allowed_hosts", "allowed_users"}}
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a time span in systemd's notation ("90s", "1h 30min"); `ValueError` if it isn't one."""
+    """Return the seconds of a time span in systemd's notation ("90s", "1h 30min"), or raise `ValueError`."""
     total, position = 0.0, 0
     while match := _SPAN.match(text, position):
         number, unit = match.groups()
@@ -54,41 +54,41 @@ def parse_duration(text: str) -> float:
             raise ValueError(f'unknown unit "{unit}" in "{text}"')
         total, position = total + float(number) * _TIMES[unit], match.end()
     if not position or text[position:].strip():
-        raise ValueError(f'"{text}" is no duration such as "90s" or "5min"')
+        raise ValueError(f'"{text}" is not a duration such as "90s" or "5min"')
     return total
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size in systemd's notation ("512M", "1.5G"); `ValueError` if it isn't one."""
+    """Return the bytes of a size in systemd's notation ("512M", "1.5G"), or raise `ValueError`."""
     match = _SIZE.fullmatch(text)
     if not match:
-        raise ValueError(f'"{text}" is no size such as "512M" or "1G"')
+        raise ValueError(f'"{text}" is not a size such as "512M" or "1G"')
     number, unit = match.groups()
-    return int(min(float(number) * _SIZES[unit], 2.0**63))  # what is above is infinite as a float, and no size either
+    return int(min(float(number) * _SIZES[unit], 2.0**63))  # a much greater number is infinite as a float
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """How a key with a unit is written; stands in the annotation of its field, which holds seconds or bytes."""
+    """How a duration or size is written in the file. The annotation of its field has it; the field has a number."""
 
     parse: Callable[[str], float]
-    words: str
-    numbers: tuple[type, ...]  # what is taken without quotes
-    units: dict[str, int]  # largest first, to show a bound
-    unlimited: bool = False  # "infinity" is taken too, and is None
+    description: str
+    numbers: tuple[type, ...]  # types of TOML that are accepted without quotes
+    units: dict[str, int]  # largest first, used to show a bound
+    unlimited: bool = False  # "infinity" is accepted and means None
 
     def read(self, value: object) -> float | None:
-        """Return what a value of TOML stands for; `ValueError` if it isn't of this kind."""
+        """Return the number that a value of TOML means, or None for no limit, or raise `ValueError`."""
         if value == "infinity" and self.unlimited:
             return None
         if isinstance(value, str) and value != "infinity":
             return self.parse(value)
         if isinstance(value, int | float) and type(value) in self.numbers and 0 <= value < math.inf:
-            return min(value, 1 << 63)  # not to be beyond a float
-        raise ValueError(f"must be {self.words}, not {_toml(value)}")
+            return min(value, 1 << 63)  # a greater int can't be converted to a float
+        raise ValueError(f"must be {self.description}, not {_toml(value)}")
 
     def show(self, bound: float) -> str:
-        """Write a bound of seconds or bytes as short as it can be."""
+        """Return a bound of seconds or bytes with its largest unit that gives a whole number."""
         unit = next((unit for unit, size in self.units.items() if bound % size == 0), "s")
         return f"{bound / self.units.get(unit, 1):.15g}{unit}"
 
@@ -96,22 +96,26 @@ class Quantity:
 _TIME = Quantity(parse_duration, 'a duration such as "90s"', (int, float), {"d": 86400, "h": 3600, "min": 60, "s": 1})
 _MEMORY = Quantity(parse_size, 'a size such as "1G"', (int,), dict(reversed(_SIZES.items())))
 
-# The kinds of keys that aren't plain numbers or one of some words. Those with a None can be "infinity".
+# The types of keys for durations and sizes. Those with None accept "infinity".
 Seconds = Annotated[float, _TIME]
-SecondsOrNone = Annotated[float | None, replace(_TIME, words=f'{_TIME.words} or "infinity"', unlimited=True)]
-BytesOrNone = Annotated[int | None, replace(_MEMORY, words=f'{_MEMORY.words} or "infinity"', unlimited=True)]
+SecondsOrNone = Annotated[
+    float | None, replace(_TIME, description=f'{_TIME.description} or "infinity"', unlimited=True)
+]
+BytesOrNone = Annotated[
+    int | None, replace(_MEMORY, description=f'{_MEMORY.description} or "infinity"', unlimited=True)
+]
 
 _DEFAULT_JITTER = 3
 _YEAR = 365 * 86400.0
 
 
 def _default_workers() -> int:
-    """Offices are cheap (22 MiB idle) and some clients hold three at once, so be generous."""
+    """Return a generous number: an idle office takes 22 MiB, and some programs hold three connections at once."""
     return max(4, 2 * (os.cpu_count() or 1))
 
 
 class PoolSection(BaseModel, extra="forbid"):
-    """`[pool]`: how many offices, how long each lives, and how it is looked at."""
+    """`[pool]`: how many offices there are, how long each lives, and how it is probed."""
 
     workers: int = Field(default_factory=_default_workers, ge=1, le=1000)
     min_workers: int = Field(default=1, ge=0, le=1000)
@@ -127,7 +131,7 @@ class PoolSection(BaseModel, extra="forbid"):
 
 
 class QueueSection(BaseModel, extra="forbid"):
-    """`[queue]`: how many clients may wait for an office, and how long; `max_per_host` None has no limit."""
+    """`[queue]`: how many clients may wait for an office, and how long. For `max_per_host`, None means no limit."""
 
     max_clients: int = Field(default=1000, ge=0, le=100_000)
     max_per_host: int | None = Field(default=None, ge=1, le=100_000)
@@ -144,13 +148,13 @@ class SessionSection(BaseModel, extra="forbid"):
 
 
 class DataPathSection(BaseModel, extra="forbid"):
-    """`[data_path]`: how the bytes reach the office."""
+    """`[data_path]`: how the bytes get from the client to the office and back."""
 
     mode: Literal["forward"] = "forward"
 
 
 class LogSection(BaseModel, extra="forbid"):
-    """`[log]`: how much goes to the journal."""
+    """`[log]`: which messages go to the journal."""
 
     level: Literal["serious", "info", "detail"] = "info"
 
@@ -165,16 +169,16 @@ class Config(BaseModel, extra="forbid"):
     log: LogSection = Field(default_factory=LogSection)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the values in force, section by section, for `ooodd status --json`; None is no limit."""
+        """Return the values in force by section, for `ooodd status --json`. None means no limit."""
         return {section: dict(getattr(self, section)) for section in Config.__annotations__}
 
     def as_json(self) -> str:
-        """Return the values in force, for `from_json`."""
+        """Return the values in force as text that `from_json` reads."""
         return json.dumps(self.as_dict())
 
 
 def from_json(text: str) -> Config | None:
-    """Return the configuration that `as_json` has written; None if it was none, or that of another version."""
+    """Return the configuration that `as_json` has written. Returns None for other text, or that of another version."""
     try:
         return Config(**json.loads(text))
     except (ValueError, TypeError):  # pydantic's ValidationError is a ValueError
@@ -182,9 +186,9 @@ def from_json(text: str) -> Config | None:
 
 
 def load(path: Path | None = None) -> Config:
-    """Read the configuration; without `path` from the default place, where an absent file means all defaults.
+    """Read the configuration from `path`, which must exist, or else from the default place, which may be absent.
 
-    Raises `ConfigError`, whose text is one line that names file, place and reason.
+    Raises `ConfigError`. Its text is one line with the file, the key and the reason.
     """
     source = path or DEFAULT_PATH
     try:
@@ -192,7 +196,9 @@ def load(path: Path | None = None) -> Config:
     except FileNotFoundError as error:
         if path is None:
             return Config()
-        raise ConfigError(f"{source}", f"{error.strerror}; give an existing file, or none for all defaults") from error
+        raise ConfigError(
+            f"{source}", f"{error.strerror}; name an existing file; without one, all defaults apply"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{source}", f"{error.strerror}; it must be readable by the user that runs ooodd") from error
     except UnicodeDecodeError as error:
@@ -201,12 +207,12 @@ def load(path: Path | None = None) -> Config:
 
 
 def parse(text: str, source: str) -> Config:
-    """Turn the text of a configuration file into a `Config`; `source` is the file's name for the error's line."""
+    """Return the `Config` of a configuration file's text. `source` is the file's name, for errors."""
     try:
         document = tomli.loads(text)
-    # Among them TOMLDecodeError, and what int() says of 5000 digits.
+    # TOMLDecodeError is a ValueError, and int() raises one for 5000 digits.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(source, f"no valid TOML: {_one_line(str(error))}") from error
+        raise ConfigError(source, f"not valid TOML: {_one_line(str(error))}") from error
     problems = list(_prepare(document))
     _fit_jitter(document)
     if not problems:
@@ -222,11 +228,11 @@ def parse(text: str, source: str) -> Config:
 
 
 def _prepare(document: dict[str, Any]) -> Iterator[str]:
-    """Turn durations and sizes into numbers in place; yield a problem for each unknown, later or wrongly typed key."""
+    """Replace durations and sizes by numbers. Yield a problem for each unknown, reserved or wrongly typed key."""
     sections = Config.__annotations__
     for section, values in document.items():
-        if section not in sections and section not in _LATER:
-            yield _unknown("", section, [*sections, *_LATER], "section")
+        if section not in sections and section not in _RESERVED:
+            yield _unknown("", section, [*sections, *_RESERVED], "section")
         elif not isinstance(values, dict):
             yield f"{section}: must be a section, [{section}]"
         elif section not in sections and not values:
@@ -239,11 +245,11 @@ def _prepare(document: dict[str, Any]) -> Iterator[str]:
 
 def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], values: dict[str, Any]) -> Iterator[str]:
     place = f"{section}.{key}"
-    if key in _LATER.get(section, ()) or (place, value) == ("data_path.mode", "handoff"):
+    if key in _RESERVED.get(section, ()) or (place, value) == ("data_path.mode", "handoff"):
         setting = f'{place} = "{value}"' if place == "data_path.mode" else place
         yield f"{setting}: not supported yet; remove it"
     elif key not in keys:
-        yield _unknown(f"{section}.", key, [*keys, *_LATER.get(section, ())], "key")
+        yield _unknown(f"{section}.", key, [*keys, *_RESERVED.get(section, ())], "key")
     elif quantity := _quantity(keys[key]):
         try:
             values[key] = quantity.read(value)
@@ -260,7 +266,7 @@ def _quantity(annotation: object) -> Quantity | None:
 
 
 def _fit_jitter(document: dict[str, Any]) -> None:
-    """Let a small `max_uses` stand alone: the default of its jitter then is what there is room for."""
+    """Lower the default of `max_uses_jitter` if the file has a small `max_uses`, so that this key alone is valid."""
     pool = document.get("pool")
     if isinstance(pool, dict) and isinstance(pool.get("max_uses"), int):
         pool.setdefault("max_uses_jitter", max(0, min(_DEFAULT_JITTER, pool["max_uses"] - 1)))
@@ -279,7 +285,7 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 
 def _toml(value: object) -> str:
-    """Show a value as it would be written, near enough."""
+    """Show a value approximately as TOML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
@@ -288,7 +294,7 @@ def _toml(value: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Escape what a quoted key or a string of TOML may hold and a line of the journal may not."""
+    """Escape unprintable characters, which a quoted key or string may have, so that the text stays one line."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -298,13 +304,13 @@ def _unknown(prefix: str, name: str, known: list[str], what: str) -> str:
 
 
 def _describe(location: tuple[int | str, ...], message: str, context: dict[str, Any] | None) -> str:
-    """Say pydantic's finding in our words: its two versions word it differently."""
+    """Return one text for an error of pydantic. Its two versions have different texts for the same error."""
     limits = context or {}
     place = ".".join(map(str, location))
     for limit, words in (("ge", "at least"), ("le", "at most"), ("limit_value", "within")):
         if limit in limits:
             bound = limits[limit]
-            if limit == "limit_value":  # pydantic 1 tells the direction in the message only
+            if limit == "limit_value":  # pydantic 1 has the direction only in its message
                 words = "at least" if "greater" in message else "at most"  # noqa: PLW2901
             return f"{place}: must be {words} {_show(place, bound)}"
     return f"{place}: {message}"

@@ -1,16 +1,17 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Build the compiled clients into a directory, with Debian's packages alone.
+"""Build the compiled clients into a directory, with Debian's packages only.
 
     build.py [--only java|cpp] DIRECTORY
 
-It leaves there ``java/Convert.class`` and ``java-client``, ``cpp/convert`` and ``cpp-client``: the two *-client are
-shell scripts that take HOST PORT SOURCE TARGET.pdf and find all else beside themselves, wherever the directory is.
+It makes ``java/Convert.class`` and ``java-client``, ``cpp/convert`` and ``cpp-client``. The two *-client files are
+shell scripts with the arguments HOST PORT SOURCE TARGET.pdf. They need the files beside them, so the directory can be
+moved.
 
 - Java: default-jdk-headless, liblibreoffice-java (libreoffice.jar, which has all of UNO's classes), libunoloader-java.
 - C++: g++, libreoffice-dev (cppumaker, headers, the libuno_*.so to link with), ure (the libraries and the type
-  registries types.rdb and services.rdb to run with). The headers of the UNO types are made by cppumaker in a second,
-  as the SDK's own Makefiles do.
+  registries types.rdb and services.rdb to run with). cppumaker makes the headers of the UNO types in a second, as in
+  the SDK's own Makefiles.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {"java": build_java, "cpp": build_
 
 
 def main() -> None:
-    """Build what is asked for."""
+    """Build the clients that the arguments name."""
     parser = argparse.ArgumentParser(description="Build the Java and C++ clients.")
     parser.add_argument("--only", choices=BUILDERS)
     parser.add_argument("directory", type=Path)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the pyuno clients here share: the connection, streams on the client's side, and the steps that a test can watch.
+"""What the pyuno clients here share: the connection, streams of the client, and steps that a test can wait for.
 
-None of them knows of ooodd: this is what programs that use LibreOffice have done for twenty years. Run by Debian's
-/usr/bin/python3, which has python3-uno.
+The clients know nothing about ooodd. They do what programs that use LibreOffice have done for twenty years. They need
+Debian's /usr/bin/python3, which has python3-uno.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ PORT = 2002
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the office is."""
+    """Add the options for the address of the office."""
     parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, default=PORT)
 
 
 def connect(host: str, port: int) -> Any:
-    """Open a new connection and return the office's component context. Nothing ever closes it but the process's end."""
+    """Open a new connection and return the office's component context. Only the end of the process closes it."""
     local = uno.getComponentContext()
     resolver = local.ServiceManager.createInstanceWithContext("com.sun.star.bridge.UnoUrlResolver", local)
     return resolver.resolve(f"uno:socket,host={host},port={port};urp;StarOffice.ComponentContext")
 
 
 def dial(host: str, port: int) -> tuple[Any, int]:
-    """Open a new connection, on which nothing has been said yet, and return it with its port on this side."""
+    """Open a new connection without sending anything. Return it with its local port."""
     local = uno.getComponentContext()
     connector = local.ServiceManager.createInstanceWithContext("com.sun.star.connection.Connector", local)
     connection = connector.connect(f"socket,host={host},port={port}")
@@ -49,7 +49,7 @@ def dial(host: str, port: int) -> tuple[Any, int]:
 
 
 def own_port(port: int) -> int:
-    """This side's port of the connection to that port. The connection itself tells the other side's for both."""
+    """Return the local port of the connection to that port. UNO's connection reports the remote port for both sides."""
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as found:
             if found.family == socket.AF_INET and found.getpeername()[1] == port:
@@ -58,7 +58,7 @@ def own_port(port: int) -> int:
 
 
 def begin(connection: Any) -> Any:
-    """Say the first words on a connection, and return the office's component context, as `connect` does."""
+    """Send the first bytes on a connection, and return the office's component context, as `connect` does."""
     local = uno.getComponentContext()
     factory = local.ServiceManager.createInstanceWithContext("com.sun.star.bridge.BridgeFactory", local)
     return factory.createBridge("", "urp", connection, None).getInstance("StarOffice.ComponentContext")
@@ -70,14 +70,14 @@ def create(context: Any, service: str) -> Any:
 
 
 def properties(**values: object) -> tuple[Any, ...]:
-    """UNO property values, as loading and storing take them."""
+    """Return UNO property values for loading and storing."""
     return tuple(PropertyValue(name, 0, value, 0) for name, value in values.items())
 
 
 class Steps:
-    """Tells each step of a client as a line of JSON on standard output: the event that a test waits for.
+    """Writes each step of a client as a line of JSON to standard output. A test waits for these lines.
 
-    At one step the client can hold, until a line or the end of standard input comes, and at one kill itself.
+    At step `hold` the client waits for a line or the end of standard input. At step `die` it kills itself.
     """
 
     def __init__(self, hold: str | None, die: str | None) -> None:
@@ -93,26 +93,26 @@ class Steps:
 
 
 def error_line(error: BaseException) -> str:
-    """The JSON line of an error: the UNO exception's name and its text."""
+    """Return the JSON line of an error: the name of the UNO exception and its text."""
     name = getattr(error, "typeName", None) or type(error).__name__
     return json.dumps({"step": "error", "type": name, "message": str(getattr(error, "Message", error))})
 
 
 def leave(status: int) -> None:
-    """End without pyuno's own end, which sometimes is a segmentation fault. The socket just vanishes."""
+    """Exit without the cleanup of pyuno, which sometimes ends in a segmentation fault. The kernel closes the socket."""
     sys.stdout.flush()
     os._exit(status)
 
 
 class FileInput(unohelper.Base, XInputStream, XSeekable):  # type: ignore[misc]
-    """A file of the client that the office reads over the connection, call by call."""
+    """A file of the client that the office reads over the connection. Each read is a call."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("rb")
         self.length = path.stat().st_size
 
     def readBytes(self, _data: object, count: int) -> tuple[int, Any]:
-        """Read as many bytes as wanted, fewer only at the end."""
+        """Read this number of bytes, or fewer at the end of the file."""
         data = self.file.read(count)
         return len(data), uno.ByteSequence(data)
 
@@ -125,11 +125,11 @@ class FileInput(unohelper.Base, XInputStream, XSeekable):  # type: ignore[misc]
         self.file.seek(count, os.SEEK_CUR)
 
     def available(self) -> int:
-        """How many bytes are left."""
+        """Return how many bytes are left."""
         return self.length - self.file.tell()
 
     def closeInput(self) -> None:
-        """The office has read enough."""
+        """Close the file: the office reads no more."""
         self.file.close()
 
     def seek(self, position: int) -> None:
@@ -137,16 +137,16 @@ class FileInput(unohelper.Base, XInputStream, XSeekable):  # type: ignore[misc]
         self.file.seek(position)
 
     def getPosition(self) -> int:
-        """Where the next read begins."""
+        """Return where the next read begins."""
         return self.file.tell()
 
     def getLength(self) -> int:
-        """The file's size in bytes."""
+        """Return the file's size in bytes."""
         return self.length
 
 
 class FileOutput(unohelper.Base, XOutputStream):  # type: ignore[misc]
-    """A file of the client that the office writes over the connection, call by call."""
+    """A file of the client that the office writes over the connection. Each write is a call."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -160,5 +160,5 @@ class FileOutput(unohelper.Base, XOutputStream):  # type: ignore[misc]
         self.file.flush()
 
     def closeOutput(self) -> None:
-        """The office has written all."""
+        """Close the file: the office writes no more."""
         self.file.close()

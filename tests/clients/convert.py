@@ -1,16 +1,16 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Convert documents to PDF through an office's UNO port, as thousands of scripts do.
+"""Convert documents to PDF through an office's UNO port, as many scripts do.
 
     convert.py [--host H] [--port P] [options] [SOURCE TARGET.pdf ...]
 
-Each step is a line of JSON on standard output: "connected" (before it, nothing has been asked of the office but its
-context), "office" (with --office; after a hold there "still", with the pid), and for each document "loading", "loaded",
-"stored", "closed"; an "error" ends the client with status 1. "stored" tells the PDF's page count (by pdfinfo, null
-without it), size and SHA-256.
+Each step writes a line of JSON to standard output. "connected": the client has the context of the office and has made
+no other call. "office", with --office: what the office says of itself. "still": the pid again, after a hold at
+"office". For each document: "loading", "loaded", "stored", "closed". "error": the client exits with status 1. "stored"
+has the PDF's page count (from pdfinfo, or null without it), its size and its SHA-256.
 
---hold STEP stops there until a line, or the end, comes on standard input; --die STEP kills the client there. Without a
-SOURCE the client connects, shows and ends.
+--hold STEP waits at this step for a line or the end of standard input. --die STEP kills the client at this step.
+Without a SOURCE the client connects, writes these steps and exits.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PDF_FILTERS = {
 
 
 def load(desktop: Any, source: Path, arguments: argparse.Namespace) -> Any:
-    """Load a document, from a stream of the client's or by its path, which then is the office's path too."""
+    """Load a document from a stream of the client, or by its path, which must be the same for the office."""
     options: dict[str, object] = {"Hidden": not arguments.visible}
-    # Never ReadOnly=False: in a read-only directory that makes the office fail, with "type detection failed".
+    # Never ReadOnly=False: in a read-only directory, loading then fails with "type detection failed".
     if arguments.read_only:
         options["ReadOnly"] = True
     if arguments.stream:
@@ -46,7 +46,7 @@ def load(desktop: Any, source: Path, arguments: argparse.Namespace) -> Any:
 
 
 def store(document: Any, target: Path, by_path: bool) -> None:
-    """Store a document as PDF, to a stream of the client's or by path."""
+    """Store a document as PDF, to a stream of the client or by path."""
     name = next((name for kind, name in PDF_FILTERS.items() if document.supportsService(kind)), "writer_pdf_Export")
     if by_path:
         document.storeToURL(target.resolve().as_uri(), properties(FilterName=name))
@@ -55,13 +55,13 @@ def store(document: Any, target: Path, by_path: bool) -> None:
 
 
 def facts(pdf: Path) -> dict[str, object]:
-    """What a test wants to know of a PDF."""
+    """Return what a test needs to know about a PDF."""
     data = pdf.read_bytes()
     return {"target": str(pdf), "pages": pages(pdf), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def pages(pdf: Path) -> int | None:
-    """A PDF's page count, if poppler's pdfinfo is here."""
+    """Return a PDF's page count, or None if poppler's pdfinfo is not installed."""
     try:
         output = subprocess.run(["pdfinfo", str(pdf)], capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def pages(pdf: Path) -> int | None:
 
 
 def office_view(context: Any) -> dict[str, object]:
-    """What the office knows of itself: its process, its profile, the documents that are open in it, its version."""
+    """Return what the office says of itself: its pid, its profile, its open documents, its version."""
     components = create(context, "com.sun.star.frame.Desktop").getComponents().createEnumeration()
     titles = []
     while components.hasMoreElements():
@@ -86,9 +86,9 @@ def office_view(context: Any) -> dict[str, object]:
 
 
 def office_pid(context: Any) -> int:
-    """The pid of the very process that serves this connection, in its own pid namespace.
+    """Return the pid of the process that serves this connection, in its own pid namespace.
 
-    The office opens /proc/self/stat and so tells of itself, whoever is between.
+    The office reads its own /proc/self/stat, so the answer does not depend on what is between client and office.
     """
     stream = create(context, "com.sun.star.ucb.SimpleFileAccess").openFileRead("file:///proc/self/stat")
     _, data = stream.readBytes(None, 4096)
@@ -97,7 +97,7 @@ def office_pid(context: Any) -> int:
 
 
 def product_version(context: Any) -> str:
-    """The office's version, "7.4.7.2"."""
+    """Return the office's version, such as "7.4.7.2"."""
     provider = create(context, "com.sun.star.configuration.ConfigurationProvider")
     arguments = properties(nodepath="/org.openoffice.Setup/Product")
     access = provider.createInstanceWithArguments("com.sun.star.configuration.ConfigurationAccess", arguments)
@@ -118,21 +118,21 @@ def convert(context: Any, source: Path, target: Path, step: Steps, arguments: ar
 
 
 def main() -> int:
-    """Connect and do what the arguments say."""
+    """Connect, and convert the documents that the arguments name."""
     parser = argparse.ArgumentParser(description="Convert documents to PDF through a UNO port.")
     add_address(parser)
-    parser.add_argument("--stream", action="store_true", help="let the office read the document over the connection")
-    parser.add_argument("--store-by-path", action="store_true", help="let the office write the PDF itself")
+    parser.add_argument("--stream", action="store_true", help="the office reads the document over the connection")
+    parser.add_argument("--store-by-path", action="store_true", help="the office writes the PDF to its path")
     parser.add_argument("--visible", action="store_true", help="load without Hidden")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--leave-open", action="store_true", help="do not close the documents")
-    parser.add_argument("--office", action="store_true", help="show the office's process, profile and open documents")
-    parser.add_argument("--hold", metavar="STEP", help="wait for a line on standard input there")
-    parser.add_argument("--die", metavar="STEP", help="kill itself there")
+    parser.add_argument("--office", action="store_true", help="write the office's pid, profile and open documents")
+    parser.add_argument("--hold", metavar="STEP", help="wait at this step for a line on standard input")
+    parser.add_argument("--die", metavar="STEP", help="kill the client at this step")
     parser.add_argument("paths", nargs="*", type=Path, metavar="SOURCE TARGET")
     arguments = parser.parse_args()
     if len(arguments.paths) % 2:
-        parser.error("every SOURCE takes a TARGET")
+        parser.error("every SOURCE needs a TARGET")
     step = Steps(arguments.hold, arguments.die)
     try:
         context = connect(arguments.host, arguments.port)

@@ -1,23 +1,23 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Crash or hang the office behind a port, for real, by the fault's name.
+"""Crash or hang the office behind a port. The argument is the name of the fault.
 
     crash.py [--host H] [--port P] FAULT
 
-- abort: the office runs a shell command that ends it with signal 6, on any build; takes no settings into account.
-- about: dispatches .uno:About. Debian's 7.4 without a GUI (-nogui) crashes, the full build lives.
+- abort: the office runs a shell command that ends it with signal 6. This works on any build and with any settings.
+- about: dispatches .uno:About. Debian's 7.4 without a GUI (-nogui) crashes, the full build does not.
 - calc-visible: loads a spreadsheet, SOURCE or an empty one, without Hidden. Again, only the -nogui build crashes.
-- basic-loop: runs an endless Basic loop of a document that allows its macros. The office hangs for good, even when
-  the client has gone: it still answers a handshake, and no call that takes the SolarMutex. Security level 3 and
-  DisableMacrosExecution do not stop it, for it is the client that runs the macro.
-- calc-loop: hangs the office in the same way but without macros, in formulas that take many minutes.
-- stream: loads from a stream of the client's that never answers, and tells "silent" when it is asked. The office is
-  well and serves others meanwhile.
-- half-close: has the office compute for many minutes, as calc-loop does, and closes the sending side of its connection
-  meanwhile ("half-closed").
+- basic-loop: runs an endless Basic loop of a document that allows its macros. The office hangs and does not recover
+  when the client has gone. It answers a handshake, but no call that takes the SolarMutex. Security level 3 and
+  DisableMacrosExecution do not stop it, because the client runs the macro.
+- calc-loop: hangs the office in the same way, without macros, by formulas that take many minutes.
+- stream: loads from a stream of the client that never answers, and writes "silent" when the office reads it. The office
+  is healthy and serves other clients meanwhile.
+- half-close: makes the office compute for many minutes, as calc-loop does, and closes the sending side of its
+  connection meanwhile ("half-closed").
 
-Tells "connected", then "faulting" just before the call that hurts. What comes then is the fault: an "error" with status
-1 when the connection broke, "survived" with status 0 if the office went on, and nothing at all as long as it hangs.
+It writes "connected", then "faulting" just before the call that causes the fault. Then follows "error" with status 1 if
+the connection broke, "survived" with status 0 if the office went on, or nothing while the office hangs.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def new_document(context: Any, kind: str, hidden: bool = True, **more: object) -
 
 
 def abort(context: Any, step: Steps, _source: Path | None) -> None:
-    """Have the office write a shell script that kills it, and run that. Any client may do so, no setting stops it.
+    """Make the office write a shell script that kills it, and run the script. No setting prevents this.
 
-    The service takes one word for a parameter, and starts the shell in the background: hence a file, and the pid.
+    The service takes only one word as a parameter, hence the file. The shell runs in the background, hence the pid.
     """
     directory = create(context, "com.sun.star.util.PathSubstitution").getSubstituteVariableValue("$(temp)")
     url = f"{directory}/abort"
@@ -65,7 +65,7 @@ def abort(context: Any, step: Steps, _source: Path | None) -> None:
 
 
 def wait_broken(context: Any) -> None:
-    """Call the office until that fails, as it does when the process has gone; a call waits for the office's answer."""
+    """Call the office until a call fails because the process has gone."""
     while True:
         create(context, "com.sun.star.frame.Desktop")
 
@@ -79,7 +79,7 @@ def about(context: Any, step: Steps, _source: Path | None) -> None:
 
 
 def calc_visible(context: Any, step: Steps, source: Path | None) -> None:
-    """Load a spreadsheet in a window that there is no display for."""
+    """Load a spreadsheet in a window, without a display."""
     desktop = create(context, "com.sun.star.frame.Desktop")
     url = source.resolve().as_uri() if source else "private:factory/scalc"
     step("faulting")
@@ -89,7 +89,7 @@ def calc_visible(context: Any, step: Steps, source: Path | None) -> None:
 
 
 def basic_loop(context: Any, step: Steps, _source: Path | None) -> None:
-    """Run an endless loop of the document's own Basic. It goes on after the client's end."""
+    """Run an endless loop in the document's Basic. It goes on when the client has gone."""
     document = new_document(context, "swriter", MacroExecutionMode=ALWAYS_EXECUTE_NO_WARN)
     libraries = document.BasicLibraries
     if not libraries.hasByName("Standard"):
@@ -102,7 +102,7 @@ def basic_loop(context: Any, step: Steps, _source: Path | None) -> None:
 
 
 def calc_loop(context: Any, step: Steps, _source: Path | None) -> None:
-    """Compute formulas over whole columns, one after the other, with the SolarMutex held."""
+    """Compute formulas over whole columns. The office holds the SolarMutex meanwhile."""
     document = new_document(context, "scalc")
     sheet = document.Sheets.getByIndex(0)
     document.enableAutomaticCalculation(False)
@@ -115,21 +115,21 @@ def calc_loop(context: Any, step: Steps, _source: Path | None) -> None:
 
 
 class SilentInput(FileInput):
-    """A stream that takes for ever over its first bytes, and says so."""
+    """A stream that never returns its first bytes, and writes a step when it is read."""
 
     def __init__(self, path: Path, step: Steps) -> None:
         super().__init__(path)
         self.step = step
 
     def readBytes(self, _data: object, _count: int) -> tuple[int, Any]:
-        """Wait for a signal that nobody sends."""
+        """Wait for a signal, which is never sent."""
         self.step("silent")
         signal.pause()
         return 0, None
 
 
 def stream(context: Any, step: Steps, source: Path | None) -> None:
-    """Load from a stream that never answers; ends with the client."""
+    """Load from a stream that never answers. The load ends with the client."""
     desktop = create(context, "com.sun.star.frame.Desktop")
     options = properties(Hidden=True, InputStream=SilentInput(source or Path("/dev/null"), step))
     step("faulting")
@@ -137,7 +137,7 @@ def stream(context: Any, step: Steps, source: Path | None) -> None:
 
 
 def half_close(context: Any, step: Steps, source: Path | None) -> None:
-    """Close the sending side amid a call, from another thread."""
+    """Close the sending side during a call, from another thread."""
 
     def close() -> None:
         for descriptor in list(Path("/proc/self/fd").iterdir()):
@@ -173,7 +173,7 @@ def main() -> int:
         context = connect(arguments.host, arguments.port)
         step("connected")
         FAULTS[arguments.fault](context, step, arguments.source)
-        # A crash may come a moment after the call's return.
+        # The office may crash just after the call has returned.
         create(context, "com.sun.star.frame.Desktop").getCurrentComponent()
     except Exception as error:  # noqa: BLE001 - a UNO exception has no base class of Python's but Exception
         print(error_line(error), flush=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One session that finds out, from the office's side, whether it is alone there.
+"""One session that checks whether it has its office to itself.
 
     exclusive.py [--host H] [--port P] NUMBER DIRECTORY
 
-It has the office tell its pid, and holds a lock of that name in DIRECTORY for as long as it talks to the office: a
-second client of the same office finds the lock taken. It opens a spreadsheet named after NUMBER and has the office list
-its documents again and again: another's would be among them. It has the office calculate something that depends on
-NUMBER. Prints one line, "NUMBER PID ok", and appends it to DIRECTORY/sessions; anything else is an error, status 1.
+It asks the office for its pid, and holds a lock file with this pid in DIRECTORY during the session. A second client of
+the same office finds the lock file. It opens a spreadsheet with NUMBER in its title and lists the documents of the
+office several times: a document of another client would be among them. It lets the office calculate a result that
+depends on NUMBER. It appends one line, "NUMBER PID ok", to DIRECTORY/sessions. Any deviation is an error, status 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS = 10
 
 
 def titles(desktop: Any) -> list[str]:
-    """The documents that are open in the office."""
+    """Return the titles of the documents that are open in the office."""
     found = []
     components = desktop.getComponents().createEnumeration()
     while components.hasMoreElements():
@@ -32,27 +32,27 @@ def titles(desktop: Any) -> list[str]:
     return found
 
 
-def session(context: Any, number: int, mine: str) -> None:
-    """Open, calculate, look round, close; RuntimeError if anything is not as it has to be."""
+def session(context: Any, number: int, title: str) -> None:
+    """Open, calculate, list the documents, close. Raise RuntimeError for any deviation."""
     desktop = create(context, "com.sun.star.frame.Desktop")
     if before := titles(desktop):
-        raise RuntimeError(f"{mine} found {before}")
+        raise RuntimeError(f"{title} found {before}")
     document = desktop.loadComponentFromURL("private:factory/scalc", "_blank", 0, properties(Hidden=True))
-    document.setTitle(mine)
+    document.setTitle(title)
     sheet = document.Sheets.getByIndex(0)
     for row in range(ROUNDS):
         sheet.getCellByPosition(0, row).setValue(number + row)
         sheet.getCellByPosition(1, row).setFormula(f"=A{row + 1}*A{row + 1}")
         if sheet.getCellByPosition(1, row).getValue() != (number + row) ** 2:
-            raise RuntimeError(f"{mine} got a wrong answer")
-        if titles(desktop) != [mine]:
-            raise RuntimeError(f"{mine} is not alone: {titles(desktop)}")
+            raise RuntimeError(f"{title} got a wrong answer")
+        if titles(desktop) != [title]:
+            raise RuntimeError(f"{title} is not alone: {titles(desktop)}")
     document.close(True)
 
 
 def main() -> int:
     """Run one session."""
-    parser = argparse.ArgumentParser(description="See whether a session is alone in its office.")
+    parser = argparse.ArgumentParser(description="Check whether a session has its office to itself.")
     add_address(parser)
     parser.add_argument("number", type=int)
     parser.add_argument("directory", type=Path)

@@ -1,17 +1,17 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Many clients at work at once, each session a process of its own, as load for tests.
+"""Many clients at the same time, as load for tests. Each session is a process of its own.
 
     herd.py [--host H] [--port P] [--clients 6] [--sessions N] [--rounds 1] DIRECTORY
 
-Every client has one session after the other, N of them or until the end of standard input. A session is what
-exclusive.py does, --rounds times: it finds out whether it is alone in its office. Its processes are forks of this one,
-which has loaded UNO but not used it yet, and so cost milliseconds.
+Every client has one session after the other: N sessions, or until the end of standard input. A session does --rounds
+times what exclusive.py does: it checks whether it has its office to itself. Its process is a fork of this one, which
+has loaded UNO but has not used it, so it starts within milliseconds.
 
-Each line on standard output is JSON with the session's number and the time (CLOCK_MONOTONIC): "begin" before it
-connects, "connected" when it has an office, "office" with the office's pid, "end" with the error, empty if all went
-well; a session that was ended by a signal has that for an error. "connected" and "end" also tell the session's port,
-0 for none, and "connected" when it had dialled, before it had said a word.
+Each line on standard output is JSON with the session's number and the time (CLOCK_MONOTONIC). "begin": before it
+connects. "connected": it has an office. "office": the office's pid. "end": the error, or empty for none; for a session
+that a signal ended, the error is the name of the signal. "connected" and "end" also have the session's port (0 for
+none). "connected" also has the time at which it had connected and had not sent anything.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from exclusive import session
 
 
 def tell(number: int, event: str, **facts: object) -> None:
-    """Write a line as a whole, whoever else writes."""
+    """Write a line with one write, so that lines of several processes are not mixed."""
     line = json.dumps({"session": number, "event": event, "time": time.monotonic(), **facts})
     os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 def work(number: int, arguments: argparse.Namespace) -> None:
-    """Have one session, in a process of its own; doesn't return."""
+    """Have one session in this process, and exit."""
     tell(number, "begin")
     port = 0
     try:
@@ -63,11 +63,11 @@ def work(number: int, arguments: argparse.Namespace) -> None:
     leave(0)
 
 
-def member(first: int, arguments: argparse.Namespace, stop: int) -> None:
+def client(first: int, arguments: argparse.Namespace, stop: int) -> None:
     """Have one session after the other."""
     for number in count(first, arguments.clients):
-        told, _, _ = select.select([stop], [], [], 0)
-        if told or (arguments.sessions and number >= arguments.clients * arguments.sessions):
+        readable, _, _ = select.select([stop], [], [], 0)
+        if readable or (arguments.sessions and number >= arguments.clients * arguments.sessions):
             return
         child = os.fork()
         if not child:
@@ -78,28 +78,30 @@ def member(first: int, arguments: argparse.Namespace, stop: int) -> None:
 
 
 def main() -> int:
-    """Let the members work, and wait for them."""
+    """Start the clients and wait for them."""
     parser = argparse.ArgumentParser(description="Have many sessions, several at a time.")
     add_address(parser)
     parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--sessions", type=int, default=0, help="of each client; without, until standard input ends")
+    parser.add_argument(
+        "--sessions", type=int, default=0, help="of each client; by default until the end of standard input"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     stop, stopper = os.pipe()
-    members = []
+    children = []
     for first in range(arguments.clients):
         child = os.fork()
         if not child:
             os.close(stopper)
-            member(first, arguments, stop)
+            client(first, arguments, stop)
             leave(0)
-        members.append(child)
+        children.append(child)
     if not arguments.sessions:
         sys.stdin.read()
         os.close(stopper)
-    for child in members:
+    for child in children:
         os.waitpid(child, 0)
     return 0
 

@@ -1,17 +1,18 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Clients that connect in the ways of the libraries which LibreOffice ships for it, without a resolver of their own.
+"""Clients that connect with the libraries that LibreOffice has for this, without a resolver of their own.
 
     officehelper_client.py [--host H] [--port P] {officehelper,scriptforge}
 
 - officehelper (package python3-uno): its ``bootstrap`` always starts an office with a pipe of its own and takes no
-  address. Its users on a server keep its second half: up to 20 tries to resolve, half a second between; only
-  NoConnectException is tried again, a refusal of any other kind ends the client.
+  address. Programs on a server copy its second half: up to 20 tries to resolve, with half a second between them. It
+  tries again after NoConnectException only; any other error ends the client.
 - scriptforge (package libreoffice-common) takes host and port: ``ScriptForge(hostname=, port=)``. Its services are
-  LibreOffice's own Basic library, run in the office (DisableMacrosExecution does not stop that). Two "used" lines:
-  ConvertToUrl of its service Basic, which is a Python macro of the office's, and BuildPath of FileSystem.
+  LibreOffice's own Basic library, which runs in the office (DisableMacrosExecution does not prevent that). It writes
+  two "used" lines: ConvertToUrl of the service Basic, which is a Python macro in the office, and BuildPath of
+  FileSystem.
 
-Tells "connected" and then "used", with something that the office said.
+It writes "connected", and then "used" with an answer of the office.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ import uno
 from client import Steps, add_address, connect, create, error_line, leave
 
 LIBREOFFICE_PROGRAM = "/usr/lib/libreoffice/program"
-"""Where scriptforge.py is; python3-uno puts only uno.py into Python's own path."""
+"""The directory of scriptforge.py. python3-uno puts only uno.py into Python's path."""
 TRIES = 20
 BETWEEN_TRIES = 0.5
 
 
 def officehelper(host: str, port: int) -> Any:
-    """Resolve as officehelper.bootstrap does, once it has started its office."""
+    """Resolve as officehelper.bootstrap does after it has started its office."""
     for left in reversed(range(TRIES)):
         try:
             return connect(host, port)
@@ -43,14 +44,14 @@ def officehelper(host: str, port: int) -> Any:
 
 
 def use_officehelper(host: str, port: int, step: Steps) -> None:
-    """Connect, and ask for the list of frames."""
+    """Connect, and create the Desktop."""
     context = officehelper(host, port)
     step("connected")
     step("used", said=create(context, "com.sun.star.frame.Desktop").ImplementationName)
 
 
 def use_scriptforge(host: str, port: int, step: Steps) -> None:
-    """Connect; call a Python service of ScriptForge's and one that is Basic in the office."""
+    """Connect. Call a Python service of ScriptForge, and one in the office's Basic."""
     sys.path.append(LIBREOFFICE_PROGRAM)
     from scriptforge import CreateScriptService, ScriptForge
 
@@ -63,8 +64,8 @@ def use_scriptforge(host: str, port: int, step: Steps) -> None:
 
 
 def main() -> int:
-    """Run the client named."""
-    parser = argparse.ArgumentParser(description="Connect as officehelper's or ScriptForge's users do.")
+    """Run the client that the argument names."""
+    parser = argparse.ArgumentParser(description="Connect as users of officehelper or ScriptForge do.")
     add_address(parser)
     clients = {"officehelper": use_officehelper, "scriptforge": use_scriptforge}
     parser.add_argument("client", choices=clients)

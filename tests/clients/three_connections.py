@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One client with several connections at once, used in turn, as report engines and conversion daemons have them.
+"""One program with several connections at once, which it uses in turn, as report engines and conversion daemons do.
 
     three_connections.py [--host H] [--port P] [--connections 3] SOURCE DIRECTORY
 
-Step "connected" tells, for each connection, the pid of the office behind it; then the document is loaded through each,
-only then stored through each ("stored", one line for each), then closed. --hold and --die as in convert.py.
+Step "connected" has the pid of each connection's office. Then it loads the document through each connection, then
+stores it through each ("stored", one line for each), then closes it. --hold and --die are as in convert.py.
 
-With fewer offices than connections behind the port, a client like this waits for itself.
+If there are fewer offices than connections, such a program waits for itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from convert import facts, office_pid, store
 
 
 def run(arguments: argparse.Namespace, step: Steps) -> None:
-    """Open all, load all, store all, close all."""
+    """Open all connections, load all documents, store all, close all."""
     contexts = []
     for number in range(arguments.connections):
         contexts.append(connect(arguments.host, arguments.port))
@@ -42,12 +42,12 @@ def run(arguments: argparse.Namespace, step: Steps) -> None:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description="Convert one document through several connections at once.")
     add_address(parser)
     parser.add_argument("--connections", type=int, default=3)
-    parser.add_argument("--hold", metavar="STEP", help="wait for a line on standard input there")
-    parser.add_argument("--die", metavar="STEP", help="kill itself there")
+    parser.add_argument("--hold", metavar="STEP", help="wait at this step for a line on standard input")
+    parser.add_argument("--die", metavar="STEP", help="kill the program at this step")
     parser.add_argument("source", type=Path)
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()

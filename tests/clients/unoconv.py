@@ -1,18 +1,18 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Debian's unoconv against a port, and never with an office of its own.
+"""Debian's unoconv with a port, without an office of its own.
 
     unoconv.py [--host H] [--port P] SOURCE TARGET.pdf
 
-What it takes is ``--no-launch`` (-n): without it unoconv 0.7 starts its own soffice whenever it cannot connect, with
-the very same --accept. With it, "cannot connect" is exit status 113. Its default address is 127.0.0.1:2002, so plain
-``unoconv -n -f pdf x.odt`` reaches the office there.
+It needs ``--no-launch`` (-n). Without that option, unoconv 0.7 starts its own soffice with the same --accept when it
+cannot connect. With it, the exit status is then 113. Its default address is 127.0.0.1:2002, so plain ``unoconv -n -f
+pdf x.odt`` connects to that port.
 
-- It connects with ``socket,host=H,port=P,tcpNoDelay=1;urp;StarOffice.ComponentContext``, once, and with no time limit.
-- It loads by path (file://), so SOURCE is the office's path too. It stores by path as well, or with --stdout over the
-  connection, which is what TARGET "-" does here. Its --stdin fails with a TypeError in Python 3.
+- It connects once with ``socket,host=H,port=P,tcpNoDelay=1;urp;StarOffice.ComponentContext``, without a time limit.
+- It loads by path (file://), so SOURCE must be the same path for the office. It stores by path too, or with --stdout
+  over the connection; TARGET "-" does that here. Its --stdin fails with a TypeError in Python 3.
 - It closes the document and never disposes the connection.
-- For a document that the office returns None for, the exit status is 5 and the text is on standard error.
+- If the office returns None for a document, the exit status is 5 and standard error has the text.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pathlib import Path
 
 PYTHON = "/usr/bin/python3"
 UNOCONV = "/usr/bin/unoconv"
-"""Named with its interpreter: its own first line takes whichever python3 is first in PATH, which may be without uno."""
+"""Run with a named interpreter: its first line takes the first python3 in PATH, which may not have uno."""
 
 NOT_CONNECTED = 113
-"""unoconv's exit status if nothing accepts and it may start nothing."""
+"""unoconv's exit status if it can't connect and may not start an office."""
 
 
 def command(host: str, port: int, source: Path, target: Path) -> list[str]:
-    """The command that converts SOURCE to TARGET, which may be "-", standard output."""
+    """Return the command that converts SOURCE to TARGET. TARGET "-" is standard output."""
     output = "--stdout" if str(target) == "-" else f"--output={target}"
     options = ["--no-launch", f"--server={host}", f"--port={port}", "--format=pdf", output]
     return [PYTHON, UNOCONV, *options, str(source)]
 
 
 def main() -> int:
-    """Run unoconv, and pass its exit status on."""
-    parser = argparse.ArgumentParser(description="Run unoconv against a port.")
+    """Run unoconv and return its exit status."""
+    parser = argparse.ArgumentParser(description="Run unoconv with a port.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=2002)
     parser.add_argument("source", type=Path)

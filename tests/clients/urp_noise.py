@@ -1,21 +1,21 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Clients that misbehave on the wire, by name, with nothing but a socket.
+"""Clients that misbehave on the wire. They use a plain socket.
 
     urp_noise.py [--host H] [--port P] [--seconds S] [--bytes N] BEHAVIOUR
 
-- garbage: 4 KiB of noise that is no URP, then waits for the end.
-- one-byte: one byte, then closes. connect: closes at once, as a port check does.
-- silent: connects and says nothing. reset: sends a good first block, and resets the connection.
-- flood: noise without end. urp-flood: the same after a first block that any UNO client could have sent.
-- lie: a URP header that promises N bytes (by default 2 GiB), and no more than that.
-- half-close: a good first block, then closes its sending side and reads to the end.
-- half-block: half of a good first block, then silence.
-- never-reads: a good handshake, then good requests without end, whose answers it leaves in the socket.
+- garbage: sends 4 KiB of noise that is not URP, and reads to the end.
+- one-byte: sends one byte and closes. connect: closes at once, as a port check does.
+- silent: connects and sends nothing. reset: sends a valid first block, and resets the connection.
+- flood: sends noise without end. urp-flood: sends a valid first block, and then noise without end.
+- lie: sends a URP header that announces N bytes (by default 2 GiB), and one message after it.
+- half-close: sends a valid first block, closes its sending side and reads to the end.
+- half-block: sends half of a valid first block, and nothing more.
+- never-reads: does a valid handshake, sends valid requests without end, and does not read the answers.
 
-Ends by itself after --seconds at the latest (default 10), or --bytes sent (default 1 GiB). A line of JSON tells at the
-end what it saw: bytes sent, bytes received, how it ended ("eof", "reset", "timeout", "done", "refused"), seconds. A
-line before it, {"step": "stalled"}, tells if the other side took nothing for a second.
+It ends after --seconds at the latest (default 10), or when it has sent --bytes (default 1 GiB). Then it writes a line
+of JSON: bytes sent, bytes received, the end ("eof", "reset", "timeout", "done", "refused"), seconds. If the other side
+has received nothing for a second, it first writes the line {"step": "stalled"}.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 
 CHUNK = 1 << 16
 STALL = 1.0
-"""For how long the other side may take nothing before that is told, in seconds."""
+"""After this time without progress, the client is stalled. In seconds."""
 PROTOCOL_TYPE = b"com.sun.star.bridge.XProtocolProperties"
 PROTOCOL_OID = b"UrpProtocolProperties"
 FIRST_MESSAGE = b"".join(
@@ -42,47 +42,46 @@ FIRST_MESSAGE = b"".join(
         b"\x19.UrpProtocolPropertiesTid\x00\x00",
     )
 )
-"""What pyuno and the C++ library send first, as recorded, but for a random number of 4 bytes at its end."""
-
+"""What pyuno and the C++ library send first, as recorded. A random number of 4 bytes follows."""
 
 NOT_CACHED = b"\xff\xff"
 NO_CONTEXT = b"\x00" + NOT_CACHED
 OFFICE_TID = b"\x88\x19.UrpProtocolPropertiesTid" + NOT_CACHED
-"""How a reply begins to what the office asks first."""
+"""The beginning of a reply to the first request of the office."""
 
-LOSING_NUMBER = -(1 << 31)
-"""As the number of the first block: the other side's wishes win."""
+LOWEST_NUMBER = -(1 << 31)
+"""With this number in the first block, the protocol properties of the other side win."""
 
 
 def block(message: bytes) -> bytes:
-    """A block of one message."""
+    """Return a block of one message."""
     return struct.pack(">II", len(message), 1) + message
 
 
 def first_block() -> bytes:
-    """The 109 bytes that begin a conversation. The number decides which side's wishes for the protocol win."""
+    """Return the 109 bytes that begin a conversation. Their random number decides whose protocol properties win."""
     return block(FIRST_MESSAGE + os.urandom(4))
 
 
 def text(value: bytes) -> bytes:
-    """A short string that is not to be cached."""
+    """Return a short string that is not cached."""
     return bytes([len(value)]) + value + NOT_CACHED
 
 
 def interface(name: bytes) -> bytes:
-    """An interface type that is not to be cached."""
+    """Return an interface type that is not cached."""
     return b"\x96" + NOT_CACHED + bytes([len(name)]) + name
 
 
 def query_interface() -> bytes:
-    """A request for the office's component context, as a resolver sends it first. The type has to be XInterface."""
+    """Return the request for the office's component context that a resolver sends first. Its type is XInterface."""
     type_ = interface(b"com.sun.star.uno.XInterface")
     return block(b"\xf8\x00" + type_ + text(b"StarOffice.ComponentContext") + text(b"tid") + NO_CONTEXT + type_)
 
 
 @dataclass
 class Outcome:
-    """What one client saw."""
+    """What one client sent and received, and how it ended."""
 
     behaviour: str
     sent: int = 0
@@ -92,7 +91,7 @@ class Outcome:
 
 
 class Client:
-    """A connected socket that counts, with one deadline for all it does."""
+    """A connected socket that counts its bytes. One deadline applies to all of its calls."""
 
     def __init__(self, connection: socket.socket, outcome: Outcome, seconds: float, limit: int, promise: int) -> None:
         self.connection = connection
@@ -103,7 +102,7 @@ class Client:
         self.stalled = False
 
     def send(self, data: bytes) -> None:
-        """Send some bytes, or as many of them as the other side takes before the deadline."""
+        """Send some bytes. Raise TimeoutError at the deadline."""
         view = memoryview(data)
         while view:
             left = max(0.001, self.deadline - time.monotonic())
@@ -119,7 +118,7 @@ class Client:
             view = view[count:]
 
     def tell_stalled(self) -> None:
-        """Say once that the other side takes nothing."""
+        """Write once that the other side receives nothing."""
         if not self.stalled:
             self.stalled = True
             print(json.dumps({"step": "stalled", "sent": self.outcome.sent}), flush=True)
@@ -135,12 +134,12 @@ class Client:
             self.outcome.received += len(data)
 
     def read_block(self) -> None:
-        """Read one block and forget it."""
+        """Read one block and drop it."""
         size, _ = struct.unpack(">II", self.read_exactly(8))
         self.read_exactly(size)
 
     def read_exactly(self, count: int) -> bytes:
-        """Read so many bytes."""
+        """Read this number of bytes."""
         data = b""
         while len(data) < count:
             self.connection.settimeout(max(0.001, self.deadline - time.monotonic()))
@@ -152,73 +151,73 @@ class Client:
         return data
 
     def flood(self, chunk: bytes) -> None:
-        """Send a chunk again and again, up to the limit."""
+        """Send a chunk repeatedly, up to the limit."""
         while self.outcome.sent < self.limit:
             self.send(chunk)
 
 
 def garbage(client: Client) -> None:
-    """Noise whose first byte can't be a block's size of less than 4 GiB."""
+    """Send noise. Its first byte would be that of a block of nearly 4 GiB."""
     client.send(b"\xff" + os.urandom(4095))
     client.read_to_end()
 
 
 def connect(_client: Client) -> None:
-    """Nothing: the socket is closed at once."""
+    """Do nothing: the socket is closed at once."""
 
 
 def one_byte(client: Client) -> None:
-    """One byte and the end."""
+    """Send one byte."""
     client.send(b"\x00")
 
 
 def silent(client: Client) -> None:
-    """Wait for the other side to lose patience."""
+    """Wait until the other side closes."""
     client.read_to_end()
 
 
 def reset(client: Client) -> None:
-    """Begin well and end with a TCP reset."""
+    """Send a valid first block and end with a TCP reset."""
     client.send(first_block())
     client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def flood(client: Client) -> None:
-    """Noise from the first byte."""
+    """Send noise from the first byte."""
     client.flood(b"\xff" + os.urandom(CHUNK - 1))
 
 
 def urp_flood(client: Client) -> None:
-    """Noise from the second block on."""
+    """Send a valid block, and noise after it."""
     client.send(first_block())
     client.flood(os.urandom(CHUNK))
 
 
 def lie(client: Client) -> None:
-    """Promise a huge block."""
+    """Announce a huge block and send only its beginning."""
     client.send(first_block() + struct.pack(">II", client.promise, 1) + FIRST_MESSAGE)
     client.read_to_end()
 
 
 def half_close(client: Client) -> None:
-    """Say all one has to say, and listen."""
+    """Send a block, close the sending side and read."""
     client.send(first_block())
     client.connection.shutdown(socket.SHUT_WR)
     client.read_to_end()
 
 
 def half_block(client: Client) -> None:
-    """Begin well and go to lunch."""
+    """Send half a block and nothing more."""
     client.send(first_block()[:50])
     client.read_to_end()
 
 
 def never_reads(client: Client) -> None:
-    """Agree on the protocol, then send requests that are all answered, and leave the answers in the socket."""
-    client.send(block(FIRST_MESSAGE + struct.pack(">i", LOSING_NUMBER)))
-    client.read_block()  # what the office wants
+    """Do the handshake, then send requests and do not read the answers."""
+    client.send(block(FIRST_MESSAGE + struct.pack(">i", LOWEST_NUMBER)))
+    client.read_block()  # its requestChange
     client.send(block(OFFICE_TID + struct.pack(">i", 1)))
-    client.read_block()  # its answer to ours, and its commitment
+    client.read_block()  # its reply to our request, and its commitChange
     client.read_block()
     client.send(block(OFFICE_TID))
     client.flood(query_interface() * 256)
@@ -240,12 +239,12 @@ BEHAVIOURS: dict[str, Callable[[Client], None]] = {
 
 
 def misbehave(name: str, host: str, port: int, seconds: float, limit: int, promise: int) -> Outcome:
-    """Run one behaviour to its end."""
+    """Run one behaviour to its end and return the outcome."""
     outcome = Outcome(name)
     begun = time.monotonic()
     try:
         with socket.create_connection((host, port), seconds) as connection:
-            # A small window makes a client that does not read felt after kilobytes.
+            # With a small window, the other side stalls after a few kilobytes.
             if name == "never-reads":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             BEHAVIOURS[name](Client(connection, outcome, seconds, limit, promise))
@@ -260,13 +259,13 @@ def misbehave(name: str, host: str, port: int, seconds: float, limit: int, promi
 
 
 def main() -> None:
-    """Misbehave as told."""
+    """Run the behaviour that the argument names."""
     parser = argparse.ArgumentParser(description="Misbehave at a UNO port.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=2002)
     parser.add_argument("--seconds", type=float, default=10.0, help="end after this time")
-    parser.add_argument("--bytes", type=int, default=1 << 30, help="floods end after this much")
-    parser.add_argument("--promise", type=int, default=(1 << 31), help="the size that lie tells")
+    parser.add_argument("--bytes", type=int, default=1 << 30, help="floods end after this number of bytes")
+    parser.add_argument("--promise", type=int, default=(1 << 31), help="the size that lie announces")
     parser.add_argument("behaviour", choices=BEHAVIOURS)
     arguments = parser.parse_args()
     where = (arguments.host, arguments.port)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Flat OpenDocument sources, as text: what LibreOffice then stores in the formats that the tests want.
+"""Flat OpenDocument sources as text. LibreOffice stores them in the formats that the tests need.
 
-Every page begins with a break, so that page counts depend on no font and no paper size.
+Every page begins with a page break, so page counts do not depend on fonts or the paper size.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ROWS_A_PAGE = 30
 
 
 def word(document: str, page: int) -> str:
-    """A word that is on this page of this document and nowhere else."""
+    """Return a word that only this page of this document has."""
     return "w" + hashlib.sha256(f"{document}/{page}".encode()).hexdigest()[:12]
 
 
 def flat(kind: str, styles: str, body: str) -> str:
-    """A whole flat OpenDocument file."""
+    """Return a complete flat OpenDocument file."""
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<office:document {NAMESPACES} office:version="1.3" office:mimetype="{MIMETYPE}{kind}">'
@@ -44,7 +44,7 @@ def flat(kind: str, styles: str, body: str) -> str:
 
 
 def text(name: str, pages: int, paragraphs: int = 2, comment: str = "") -> str:
-    """A text document: on each page its word and some paragraphs.
+    """Return a text document. Each page has its word and some paragraphs.
 
     :param comment: the text of a comment on the first paragraph of every page.
     """
@@ -66,7 +66,7 @@ def text(name: str, pages: int, paragraphs: int = 2, comment: str = "") -> str:
 
 
 def sheet(name: str, pages: int, columns: int = 5) -> str:
-    """A spreadsheet: on each page its word and rows of numbers, with a formula in every row."""
+    """Return a spreadsheet. Each page has its word and rows of numbers, and each row has a formula."""
     style = (
         '<style:style style:name="Break" style:family="table-row">'
         '<style:table-row-properties fo:break-before="page"/></style:style>'
@@ -83,7 +83,7 @@ def sheet(name: str, pages: int, columns: int = 5) -> str:
 
 
 def row(name: str, number: int, columns: int) -> str:
-    """One row of a sheet."""
+    """Return one row of a sheet."""
     page, line = divmod(number, ROWS_A_PAGE)
     attribute = ' table:style-name="Break"' if page and not line else ""
     title = word(name, page + 1) if not line else f"row {number + 1}"
@@ -96,12 +96,12 @@ def row(name: str, number: int, columns: int) -> str:
 
 
 def cell(attribute: str) -> str:
-    """One numeric cell."""
+    """Return one numeric cell."""
     return f'<table:table-cell office:value-type="float" {attribute}/>'
 
 
 def slides(name: str, pages: int) -> str:
-    """A presentation: on each slide its word."""
+    """Return a presentation. Each slide has its word."""
     frame = 'svg:x="2cm" svg:y="2cm" svg:width="20cm" svg:height="3cm"'
     content: Iterable[str] = (
         f'<draw:page draw:name="slide{page}"><draw:frame {frame}><draw:text-box>'

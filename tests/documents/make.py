@@ -1,15 +1,16 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Make the test documents in a directory: real ones, stored by a stock LibreOffice from flat OpenDocument sources.
+"""Make the test documents in a directory. A stock LibreOffice stores them from flat OpenDocument sources.
 
     /usr/bin/python3 tests/documents/make.py [--check] DIRECTORY
 
-Beside the documents it leaves ``expected.json``, the page count of each one's PDF by file name (EXPECTED here), and
-``words.json``, for each the list of words of which the n-th is on its n-th page only. --check then has the same office
-convert each, and compares. The caller keeps the directory: it takes some seconds to make.
+It also writes ``expected.json``, the page count of each document's PDF by file name (EXPECTED here), and
+``words.json``, a list of words for each document: only the n-th page has the n-th word. With --check, the same office
+converts each document, and the result is compared with these. Making the documents takes some seconds, so keep the
+directory.
 
-Two more have no page count: ``broken.docx`` is cut short and ``password.odt`` wants a password that no one gives. An
-office quietly returns None for both.
+Two more documents have no page count: ``broken.docx`` is truncated, and ``password.odt`` needs a password. For both, an
+office returns None and no error.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from stock_office import connect, stock_office
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its flat source, the filter that stores it, the number of its PDF's pages."""
+    """One document: its flat source, the filter that stores it, and the number of pages of its PDF."""
 
     source: str
     filter: str
@@ -38,12 +39,12 @@ class Document:
 
 
 def text(name: str, pages: int, store: str, paragraphs: int = 2, comment: str = "") -> Document:
-    """A text document."""
+    """Return a text document."""
     return Document(flat.text(name, pages, paragraphs, comment), store, pages)
 
 
 def sheet(name: str, pages: int, store: str) -> Document:
-    """A spreadsheet."""
+    """Return a spreadsheet."""
     return Document(flat.sheet(name, pages), store, pages)
 
 
@@ -74,14 +75,14 @@ PDF_FILTER[".pptx"] = PDF_FILTER[".odp"]
 
 
 def properties(**values: object) -> tuple[Any, ...]:
-    """UNO property values."""
+    """Return UNO property values."""
     from com.sun.star.beans import PropertyValue
 
     return tuple(PropertyValue(name, 0, value, 0) for name, value in values.items())
 
 
 def convert(desktop: Any, source: Path, target: Path, **store: object) -> None:
-    """Load a document and store it as another. The filter's name decides the format."""
+    """Load a document and store it in the format of a filter."""
     document = desktop.loadComponentFromURL(source.as_uri(), "_blank", 0, properties(Hidden=True))
     if document is None:
         raise RuntimeError(f"the office does not load {source}")
@@ -91,10 +92,10 @@ def convert(desktop: Any, source: Path, target: Path, **store: object) -> None:
         document.close(True)
 
 
-def make(desktop: Any, directory: Path, scratch: Path) -> None:
-    """Make every document and the two tables."""
+def make(desktop: Any, directory: Path, temporary: Path) -> None:
+    """Make every document and the two JSON files."""
     for name, document in DOCUMENTS.items():
-        source = scratch / (name + FLAT_SUFFIX.get(document.filter, ".fodt"))
+        source = temporary / (name + FLAT_SUFFIX.get(document.filter, ".fodt"))
         source.write_text(document.source)
         convert(desktop, source, directory / name, FilterName=document.filter)
     letter = directory / "letter.odt"
@@ -106,25 +107,25 @@ def make(desktop: Any, directory: Path, scratch: Path) -> None:
     (directory / "words.json").write_text(json.dumps(words, indent=1))
 
 
-def check(desktop: Any, directory: Path, scratch: Path) -> list[str]:
-    """Convert every document to PDF; return a line for each whose pages or words are not as expected."""
+def check(desktop: Any, directory: Path, temporary: Path) -> list[str]:
+    """Convert every document to PDF. Return a line for each that has not the expected pages or words."""
     faults = []
     for name, pages in EXPECTED.items():
-        pdf = scratch / (name + ".pdf")
+        pdf = temporary / (name + ".pdf")
         export = PDF_FILTER.get(Path(name).suffix, "writer_pdf_Export")
         convert(desktop, directory / name, pdf, FilterName=export)
         output = subprocess.run(["pdftotext", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
         found = output.split("\f")[:-1]
         if len(found) != pages:
             faults.append(f"{name}: {len(found)} pages, {pages} expected")
-        astray = [page for page, content in enumerate(found, 1) if flat.word(name, page) not in content]
-        if astray:
-            faults.append(f"{name}: page {astray[0]} (and of others: {len(astray) - 1}) is without its word")
+        without_word = [page for page, content in enumerate(found, 1) if flat.word(name, page) not in content]
+        if without_word:
+            faults.append(f"{name}: page {without_word[0]} and {len(without_word) - 1} others do not have their word")
     return faults
 
 
 def main() -> int:
-    """Make, and check if told."""
+    """Make the documents, and check them with --check."""
     parser = argparse.ArgumentParser(description="Make the test documents.")
     parser.add_argument("--check", action="store_true", help="convert each to PDF and compare")
     parser.add_argument("directory", type=Path)
@@ -132,11 +133,11 @@ def main() -> int:
     directory = arguments.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     accept = f"pipe,name=make-documents-{os.getpid()}"
-    with tempfile.TemporaryDirectory() as scratch, stock_office(accept) as office:
+    with tempfile.TemporaryDirectory() as temporary, stock_office(accept) as office:
         context = connect(accept, office)
         desktop = context.ServiceManager.createInstanceWithContext("com.sun.star.frame.Desktop", context)
-        make(desktop, directory, Path(scratch))
-        faults = check(desktop, directory, Path(scratch)) if arguments.check else []
+        make(desktop, directory, Path(temporary))
+        faults = check(desktop, directory, Path(temporary)) if arguments.check else []
     print("\n".join(faults), end="\n" if faults else "")
     return 1 if faults else 0
 

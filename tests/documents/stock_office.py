@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A stock soffice of one's own: its own profile and its own port or pipe, gone with the with statement.
+"""A stock soffice with its own profile and its own port or pipe. The with statement ends it.
 
-The yardstick for everything else: what a client gets from LibreOffice with no ooodd in between. Needs a Python that has
-``uno`` only in ``connect``.
+Tests compare with it: it shows what a client gets from LibreOffice without ooodd. Only ``connect`` needs a Python that
+has ``uno``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 PROGRAM = Path("/usr/lib/libreoffice/program/soffice.bin")
 START_TIMEOUT = 60.0
 START_AGAIN = 81
-"""soffice.bin's exit status after it has filled an empty profile; the soffice script would start it again."""
+"""soffice.bin's exit status after it has filled an empty profile. The soffice script then starts it again."""
 PERIOD = 0.02
+"""The pause between two tries, in seconds."""
 
 
 @dataclass(frozen=True)
 class Office:
-    """A running office and the directory of all it writes: profile, pipes and temporary files."""
+    """A running office, and the directory of its profile and temporary files."""
 
     process: subprocess.Popen[bytes]
     directory: Path
@@ -36,16 +37,16 @@ class Office:
 
 @contextmanager
 def stock_office(accept: str) -> Iterator[Office]:
-    """Run an office that accepts ("socket,host=127.0.0.1,port=2003" or "pipe,name=unique"); killed at the end.
+    """Run an office that accepts on "socket,host=127.0.0.1,port=2003" or "pipe,name=unique", and kill it at the end.
 
-    It may not accept yet when this returns: no event tells. Use ``wait_port`` or ``connect``.
+    The office may not accept yet when this returns, because no event tells that. Use ``wait_port`` or ``connect``.
     """
     directory = Path(tempfile.mkdtemp(prefix="stock-office-"))
     environment = {**os.environ, "TMPDIR": str(directory)}
     command = [str(PROGRAM), "--headless", "--norestore", "--nologo", "--nodefault", f"--accept={accept};urp"]
     command.append(f"-env:UserInstallation=file://{directory}/profile")
     try:
-        # The first start in an empty profile only fills it and exits.
+        # The first start in an empty profile fills the profile and exits.
         subprocess.run([*command, "--terminate_after_init"], env=environment, timeout=START_TIMEOUT, check=False)
         with subprocess.Popen(command, env=environment) as process:
             try:
@@ -60,9 +61,9 @@ def stock_office(accept: str) -> Iterator[Office]:
 
 
 def unix_sockets(pid: int) -> list[Path]:
-    """The files of a process's unix sockets. A killed office leaves its pipes in /tmp, and takes no other directory.
+    """Return the files of a process's unix sockets. A killed office leaves its pipes in /tmp.
 
-    None are found once the process has crashed; its pipes then stay.
+    After a crash of the process none are found, and its pipes stay.
     """
     try:
         links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
@@ -86,13 +87,13 @@ def wait_port(port: int, office: Office, timeout: float = START_TIMEOUT) -> None
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on just now."""
+    """Return a TCP port of the loopback interface on which no process listens now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def connect(accept: str, office: Office, timeout: float = START_TIMEOUT) -> Any:
-    """Connect through UNO, as soon as the office accepts; return its component context."""
+    """Wait until the office accepts, connect through UNO, and return its component context."""
     import uno
 
     local = uno.getComponentContext()

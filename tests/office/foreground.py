@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`ooodd run` as a process of its own, and a pyuno client as another, for the tests beside this file."""
+"""`ooodd run` in a process, and a pyuno client in another, for the tests in this directory."""
 
 import contextlib
 import os
@@ -20,14 +20,14 @@ import psutil
 
 import ooodd
 
-# The distribution's: the one that has pyuno.
+# The Python of the distribution, which has pyuno.
 PYTHON = "/usr/bin/python3"
 SOURCE = Path(ooodd.__file__).parents[1]
 OFFICE = Path(os.environ.get("OOODD_OFFICE", "/usr/lib/libreoffice/program"))
-# Only catches what hangs, in seconds.
+# A wait that takes longer hangs. In seconds.
 HANG_LIMIT = 120.0
 
-# Makes a document, holds it until a line comes, and reads it again.
+# Makes a document, waits for a line of standard input, and reads the document again.
 _CLIENT = """
 import os, sys, uno
 from com.sun.star.beans import PropertyValue
@@ -47,33 +47,33 @@ os._exit(0)
 
 
 class Foreground:
-    """A running `ooodd run` with what it says. TMPDIR is a directory of its own, to see what is left there."""
+    """A running `ooodd run` with its log. It has a TMPDIR of its own, so a test can check what is left there."""
 
     def __init__(
         self, config: str, office: Path = OFFICE, user: int | None = None, runtime: Path | None = None
     ) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="of-"))
-        self.temporary = self.home / "tmp"
+        self.directory = Path(tempfile.mkdtemp(prefix="of-"))
+        self.temporary = self.directory / "tmp"
         self.temporary.mkdir()
-        # A copy, for the user may be one that can't read the checkout.
-        shutil.copytree(SOURCE / "ooodd", self.home / "source" / "ooodd")
-        self.runtime = runtime or self.home / "run"
-        (self.home / "ooodd.toml").write_text(config)
+        # A copy, because `user` may not be able to read the checkout.
+        shutil.copytree(SOURCE / "ooodd", self.directory / "source" / "ooodd")
+        self.runtime = runtime or self.directory / "run"
+        (self.directory / "ooodd.toml").write_text(config)
         if user is not None:
-            for path in (self.home, self.temporary):
+            for path in (self.directory, self.temporary):
                 os.chown(path, user, user)
         self.lines: list[str] = []
         self.port = 0
-        # Every pipe that an office of ours was seen to have.
+        # The pipes of all offices that became ready.
         self.pipes: set[Path] = set()
-        self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._new_lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.process = subprocess.Popen(
             [
-                *(PYTHON, "-m", "ooodd", "run", "--config", self.home / "ooodd.toml", "--listen", "127.0.0.1:0"),
+                *(PYTHON, "-m", "ooodd", "run", "--config", self.directory / "ooodd.toml", "--listen", "127.0.0.1:0"),
                 *("--office", office, "--runtime-directory", self.runtime),
             ],
-            env={**self._environment(), "TMPDIR": str(self.temporary), "HOME": str(self.home)},
-            cwd=self.home,
+            env={**self._environment(), "TMPDIR": str(self.temporary), "HOME": str(self.directory)},
+            cwd=self.directory,
             stderr=subprocess.PIPE,
             text=True,
             user=user,
@@ -97,28 +97,28 @@ class Foreground:
         self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
-        shutil.rmtree(self.home, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         for pipe in self.pipes:
             pipe.unlink(missing_ok=True)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Return the match of the next line that matches; whatever else is said goes to `lines` as well."""
+        """Return the match of the next line that matches. All lines also go to `lines`."""
         deadline = time.monotonic() + HANG_LIMIT
         while True:
-            line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
+            line = self._new_lines.get(timeout=max(0.0, deadline - time.monotonic()))
             assert line is not None, f"ended without {pattern}: {self.lines}"
             if found := re.search(pattern, line):
                 return found
 
     def wait_ready(self, count: int = 1) -> list[int]:
-        """Wait until so many workers have become ready; return their offices' process ids."""
+        """Wait until this many workers have become ready. Return the pids of their offices."""
         offices = [int(self.wait_for(r"worker \d+ is ready after .* s, pid (\d+)")[1]) for _ in range(count)]
         for office in offices:
             self.pipes |= pipes_of(office)
         return offices
 
     def offices(self) -> list[psutil.Process]:
-        """Return every process below ours."""
+        """Return all descendants of the process of `ooodd run`."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -127,7 +127,7 @@ class Foreground:
         return self.process.wait(HANG_LIMIT)
 
     def command(self, *arguments: str) -> str:
-        """Run another command of ooodd on this one and return its output."""
+        """Run another command of ooodd with the same control socket and return its output."""
         return subprocess.run(
             [PYTHON, "-m", "ooodd", *arguments, "--runtime-directory", self.runtime],
             env=self._environment(),
@@ -144,22 +144,22 @@ class Foreground:
             yield client
 
     def _environment(self) -> dict[str, str]:
-        ours = ("LISTEN_FDS", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY")
+        of_systemd = ("LISTEN_FDS", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY")
         return {
-            **{name: value for name, value in os.environ.items() if name not in ours},
-            "PYTHONPATH": str(self.home / "source"),
+            **{name: value for name, value in os.environ.items() if name not in of_systemd},
+            "PYTHONPATH": str(self.directory / "source"),
         }
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            self._news.put(line)
-        self._news.put(None)
+            self._new_lines.put(line)
+        self._new_lines.put(None)
 
 
 class Client:
-    """A pyuno client that has connected, or waits for an office."""
+    """A pyuno client. It has an office, or waits for one."""
 
     def __init__(self, port: int) -> None:
         self.process = subprocess.Popen(
@@ -182,41 +182,41 @@ class Client:
         self.process.kill()
         self.process.communicate()
 
-    def made(self) -> None:
-        """Wait until its document is made."""
+    def wait_made(self) -> None:
+        """Wait until the client has made its document."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         if self.process.stdout.readline() != "made\n":
             raise AssertionError(self.process.stderr.read())
 
     def finish(self) -> str:
-        """Have it read its document again and end; return what it read."""
-        out, complaint = self.process.communicate("\n", timeout=HANG_LIMIT)
-        assert self.process.returncode == 0, complaint
-        return out.strip()
+        """Let the client read its document again and end. Return what it read."""
+        output, errors = self.process.communicate("\n", timeout=HANG_LIMIT)
+        assert self.process.returncode == 0, errors
+        return output.strip()
 
-    def fails(self) -> str:
-        """Have it go on; return what it complains of."""
-        _, complaint = self.process.communicate("\n", timeout=HANG_LIMIT)
+    def finish_failing(self) -> str:
+        """Let the client go on, check that it fails, and return its standard error."""
+        _, errors = self.process.communicate("\n", timeout=HANG_LIMIT)
         assert self.process.returncode != 0
-        return complaint
+        return errors
 
 
 def pipes_of(office: int) -> set[Path]:
-    """Return the unix sockets in the file system that a process has."""
+    """Return the pipes of an office, which are unix sockets in the file system."""
     process = psutil.Process(office)
     connections = getattr(process, "net_connections", None) or process.connections  # psutil 6 renamed it
     return {Path(str(it.laddr)) for it in connections(kind="unix") if "OSL_PIPE" in str(it.laddr)}
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    """Wait for the end of processes that are nobody's children any more."""
+    """Wait until all processes have ended, which need not be children of this one."""
     _, alive = psutil.wait_procs(processes, timeout=HANG_LIMIT)
     return not alive
 
 
 def fake_office(directory: Path, script: str) -> Path:
-    """Make an office's program directory whose soffice.bin is a shell script."""
+    """Make a program directory of an office with a shell script as soffice.bin."""
     directory.mkdir()
     directory.chmod(0o755)
     (directory / "versionrc").symlink_to(OFFICE / "versionrc")

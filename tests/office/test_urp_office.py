@@ -25,8 +25,8 @@ from ooodd.uno.urp import Calls
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 CLEAN = Findings(0, 0, current=False)
-# A hung office answers never. A living one takes a millisecond, in seconds.
-SILENCE = 2.0
+# An office that does not answer for this time is hung. A healthy one answers in a millisecond. In seconds.
+HUNG_AFTER = 2.0
 TEXT = "All 4 workers are busy for 30 s: später, please ✓"
 PRELUDE = """
 import os, signal, sys
@@ -40,7 +40,7 @@ def new(kind, hidden):
 
 
 class RunningOffice:
-    """An office with a new profile, and a port before it that sees every byte as the broker does."""
+    """An office with a new profile, and a relay in front of it that sees every byte as the broker does."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="uo-"))
@@ -56,7 +56,7 @@ class RunningOffice:
             stdout=subprocess.DEVNULL,
         )
         self.pipes: set[Path] = set()
-        self.probe_when_ready()
+        self.wait_ready()
         self.relay = Relay(self.connect)
 
     def connect(self) -> socket.socket:
@@ -70,7 +70,7 @@ class RunningOffice:
             raise
         return connection
 
-    def probe_when_ready(self) -> None:
+    def wait_ready(self) -> None:
         deadline = time.monotonic() + HANG_LIMIT
         while True:
             try:
@@ -81,23 +81,23 @@ class RunningOffice:
                 time.sleep(0.02)
 
     def probe(self, within: float = HANG_LIMIT) -> Findings:
-        """Probe it; TimeoutError if a part of the answer takes longer."""
+        """Probe the office. Raise TimeoutError if a part of the answer takes longer than `within`."""
         probe = Probe()
         with self.connect() as connection:
             connection.settimeout(within)
             while probe.findings is None:
                 data = connection.recv(1 << 16)
-                assert data, "the office broke off"
+                assert data, "the office closed the connection"
                 connection.sendall(probe.receive(data))
         return probe.findings
 
-    def probe_for_ever(self, within: float) -> None:
-        """Probe it until that takes longer."""
+    def probe_until_timeout(self, within: float) -> None:
+        """Probe the office until it takes longer than `within`."""
         while True:
             self.probe(within)
 
     def run(self, script: str) -> Calls:
-        """Run a pyuno client through the port to its end, and return what was counted of its calls."""
+        """Run a pyuno client through the relay to its end, and return the count of its calls."""
         with self.client(script) as process:
             output, _ = process.communicate(timeout=HANG_LIMIT)
             assert process.returncode == 0, output
@@ -105,7 +105,7 @@ class RunningOffice:
 
     @contextlib.contextmanager
     def client(self, script: str) -> Iterator["subprocess.Popen[str]"]:
-        """Have a pyuno client run, until the end of the context at the latest."""
+        """Run a pyuno client, and kill it at the end of the with statement."""
         process = subprocess.Popen(
             [PYTHON, "-c", PRELUDE + script, str(self.relay.port)],
             env={**os.environ, "PYTHONPATH": str(CLIENTS)},
@@ -131,7 +131,7 @@ class RunningOffice:
 
 
 class Relay:
-    """A port that passes every client on, one after the other, and follows its calls."""
+    """A port that forwards to the office, one client after the other, and counts their calls."""
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self._connect = connect
@@ -144,7 +144,7 @@ class Relay:
         self._thread.start()
 
     def last_calls(self) -> Calls:
-        """Wait until a client's session has ended, and return what was counted."""
+        """Wait until a client's session has ended, and return the count of its calls."""
         assert self._ended.acquire(timeout=HANG_LIMIT)
         return self.calls
 
@@ -162,10 +162,10 @@ class Relay:
             self.calls = Calls()
             with client, self._connect() as office, contextlib.suppress(OSError):
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._pass_on(client, office)
+                self._forward(client, office)
             self._ended.release()
 
-    def _pass_on(self, client: socket.socket, office: socket.socket) -> None:
+    def _forward(self, client: socket.socket, office: socket.socket) -> None:
         while True:
             readable, _, _ = select.select([client, office], [], [])
             if office in readable:
@@ -213,13 +213,13 @@ def test_a_probe_leaves_nothing_in_the_office(office: RunningOffice) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "os._exit(0)"])
-def test_a_client_that_only_came_by_leaves_nothing(office: RunningOffice, end: str) -> None:
+def test_a_client_that_opens_no_document_leaves_nothing(office: RunningOffice, end: str) -> None:
     assert not office.run(f"desktop.getCurrentComponent(); desktop.getFrames().getCount()\n{end}").under_way
     assert office.probe() == CLEAN
 
 
 @pytest.mark.parametrize("kind", ["swriter", "scalc", "simpress"])
-def test_what_is_left_open_is_found_and_closed_is_gone(office: RunningOffice, kind: str) -> None:
+def test_open_documents_are_found_until_they_are_closed(office: RunningOffice, kind: str) -> None:
     for count in (1, 2):
         office.run(f"new({kind!r}, True); os._exit(0)")
         assert office.probe() == Findings(count, count, current=False)
@@ -230,7 +230,7 @@ def test_what_is_left_open_is_found_and_closed_is_gone(office: RunningOffice, ki
     assert office.probe() == CLEAN
 
 
-def test_no_more_documents_are_counted_than_matter(office: RunningOffice) -> None:
+def test_the_count_of_documents_stops_at_eight(office: RunningOffice) -> None:
     office.run('for _ in range(10): new("swriter", True)\nos._exit(0)')
     assert office.probe() == Findings(8, 10, current=False)
 
@@ -245,21 +245,21 @@ def test_a_hung_office_answers_no_probe(office: RunningOffice) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
         assert [json.loads(client.stdout.readline())["step"] for _ in range(2)] == ["connected", "faulting"]
-        # The call itself may come a moment later.
+        # The office may get the call a moment after the step.
         with pytest.raises(TimeoutError):
-            office.probe_for_ever(SILENCE)
+            office.probe_until_timeout(HUNG_AFTER)
         client.kill()
     assert office.relay.last_calls().under_way
 
 
-def converted(command: list[str | Path], office: RunningOffice, target: Path) -> Calls:
+def run_conversion(command: list[str | Path], office: RunningOffice, target: Path) -> Calls:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=HANG_LIMIT)
     assert target.read_bytes().startswith(b"%PDF")
     return office.relay.last_calls()
 
 
-def test_calls_are_followed_through_a_conversion_by_stream(office: RunningOffice, tmp_path: Path) -> None:
-    """The client calls the office, which calls it back for every piece of both streams."""
+def test_calls_are_counted_in_a_conversion_by_stream(office: RunningOffice, tmp_path: Path) -> None:
+    """The client calls the office, and the office calls the client for every part of both streams."""
     source, target = tmp_path / "source.txt", tmp_path / "target.pdf"
     source.write_text("A line of the text.\n")
     command: list[str | Path] = [
@@ -271,28 +271,26 @@ def test_calls_are_followed_through_a_conversion_by_stream(office: RunningOffice
         source,
         target,
     ]
-    assert not converted(command, office, target).under_way
+    assert not run_conversion(command, office, target).under_way
     assert office.probe() == CLEAN
 
 
 @pytest.mark.parametrize("kind", ["cpp", "java"])
-def test_calls_of_other_libraries_are_followed(
-    office: RunningOffice, compiled: Path, kind: str, tmp_path: Path
-) -> None:
+def test_calls_of_other_libraries_are_counted(office: RunningOffice, compiled: Path, kind: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source.txt", tmp_path / "target.pdf"
     source.write_text("A line of the text.\n")
     command: list[str | Path] = [compiled / f"{kind}-client", "127.0.0.1", str(office.relay.port), source, target]
-    assert not converted(command, office, target).under_way
+    assert not run_conversion(command, office, target).under_way
     assert office.probe() == CLEAN
 
 
 def test_a_client_killed_while_it_loads_leaves_a_call_under_way(office: RunningOffice) -> None:
     script = """
-class Silent(FileInput):
+class NeverReturns(FileInput):
     def readBytes(self, data, count):
         print("reading", flush=True)
         signal.pause()
-desktop.loadComponentFromURL("private:stream", "_blank", 0, properties(InputStream=Silent(Path("/dev/null"))))
+desktop.loadComponentFromURL("private:stream", "_blank", 0, properties(InputStream=NeverReturns(Path("/dev/null"))))
 """
     with office.client(script) as client:
         assert client.stdout is not None
@@ -302,7 +300,7 @@ desktop.loadComponentFromURL("private:stream", "_blank", 0, properties(InputStre
         assert office.relay.last_calls().under_way
 
 
-def test_a_client_killed_between_calls_leaves_only_what_is_found(office: RunningOffice) -> None:
+def test_a_client_killed_between_calls_leaves_no_call_under_way(office: RunningOffice) -> None:
     script = 'new("swriter", True); print("loaded", flush=True); signal.pause()'
     with office.client(script) as client:
         assert client.stdout is not None
@@ -320,12 +318,12 @@ def refuse(listener: socket.socket) -> None:
         connection.settimeout(HANG_LIMIT)
         while not refusal.done:
             data = connection.recv(1 << 16)
-            assert data, "the client gave up"
+            assert data, "the client closed the connection"
             connection.sendall(refusal.receive(data))
 
 
 @pytest.mark.parametrize("kind", ["pyuno", "cpp", "java"])
-def test_a_refused_client_reads_why(compiled: Path, kind: str, tmp_path: Path) -> None:
+def test_a_refused_client_gets_the_reason(compiled: Path, kind: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         arguments = [CLIENTS / "convert.py", tmp_path / "target.pdf"]

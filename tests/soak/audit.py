@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The audit of a soak: the journal is to tell of each session what its client saw, and why it ended as it did.
+"""The audit of a soak: the journal must explain what each client saw, and why its session ended.
 
-Pure: it takes what the clients saw, what befell the machine and the journal's entries, and returns complaints.
+The audit does no I/O. It takes what the clients saw, the faults and the journal's entries, and returns complaints.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ooodd.messages import Message
 Entry = dict[str, str]
 Session = dict[str, Any]
 
-# So long before a client saw its end, in seconds, the broker may have been killed that it blames for that.
-BLAME = 1.0
-# An entry may come so long before what it tells of has been seen by a client, or after.
+# A kill of the broker explains the end of a session if it came at most this long before the end, in seconds.
+KILL_WINDOW = 1.0
+# An entry may be this much earlier or later than the client saw what it reports, in seconds.
 SLACK = 0.25
 NAMES = {value.id: name for name, value in vars(messages).items() if isinstance(value, Message)}
 
-# What the totals of `ooodd status` count, by the message that tells of one.
+# The totals of `ooodd status`, with the message that reports each of what they count.
 TOTALS = {
     "sessions": messages.SESSION_BEGIN,
     "refused": messages.CLIENT_REFUSED,
@@ -33,9 +33,9 @@ TOTALS = {
     "hung": messages.WORKER_HUNG,
     "dirty": messages.WORKER_DIRTY,
 }
-# These lines are complaints in themselves.
-BAD = frozenset({"INTERNAL_ERROR", "BROKER_FAILED", "SOCKET_FAILED", "ACCEPT_PAUSED"})
-# So systemd tells that the broker was killed.
+# Each of these lines is a complaint.
+FAILURES = frozenset({"INTERNAL_ERROR", "BROKER_FAILED", "SOCKET_FAILED", "ACCEPT_PAUSED"})
+# systemd's message about a killed broker has this text.
 KILLED = "code=killed"
 
 
@@ -49,7 +49,7 @@ class Line:
     client: str
     session: str
     worker: str
-    # Whether the broker wrote it, and not systemd about the broker.
+    # Whether the broker wrote it, and not systemd.
     own: bool
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Line:
 
 
 def line(entry: Entry) -> Line:
-    """Take what is of interest of an entry."""
+    """Return the `Line` of an entry."""
     at = int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]) / 1e6
     kind = NAMES.get(entry.get("MESSAGE_ID", ""), "")
     client, session, worker = (entry.get(f"OOODD_{name}", "") for name in ("CLIENT", "SESSION", "WORKER"))
@@ -67,17 +67,17 @@ def line(entry: Entry) -> Line:
 
 @dataclass
 class Report:
-    """What the audit found."""
+    """The result of the audit."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    # Of sessions that ended by a fault: by what the journal explains them.
+    # The causes of the sessions that ended by a fault, from the journal.
     causes: Counter[str] = field(default_factory=Counter)
     lines: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
 
 
 class Audit:
-    """The journal, and what is asked of it."""
+    """The checks of the journal."""
 
     def __init__(self, sessions: Iterable[Session], faults: Iterable[dict[str, Any]], entries: Iterable[Entry]) -> None:
         self._sessions = sorted(sessions, key=lambda session: float(session["begun"]))
@@ -95,7 +95,7 @@ class Audit:
                 self._by_session[each.session].append(each)
             if each.worker:
                 self._by_worker[each.worker].append(each)
-        # A port may be used again: what is told of a client is of whoever had it last.
+        # A port may be used again. A line about a client belongs to the last session with this port.
         self._next: dict[int, float] = {}
         last: dict[str, Session] = {}
         for session in self._sessions:
@@ -105,22 +105,22 @@ class Audit:
         self.report = Report()
 
     def run(self, totals: dict[str, int]) -> Report:
-        """Look at everything."""
+        """Run all checks."""
         report = self.report
         report.lines.update(each.kind for each in self._lines if each.kind)
         for session in self._sessions:
             report.outcomes[session["outcome"]] += 1
             self._check(session)
-        report.complaints += [f"ought not to be: {text}" for text in self._bad_lines()]
+        report.complaints += [f"unexpected line: {text}" for text in self._unexpected_lines()]
         self._check_pairs()
         self._check_totals(totals)
         return report
 
-    def _bad_lines(self) -> list[str]:
-        """Return what ought not to be, all lines of a traceback as one text."""
+    def _unexpected_lines(self) -> list[str]:
+        """Return unexpected lines. All lines of a traceback are one text."""
         texts: list[str] = []
         end = 0.0
-        for each in filter(_is_bad, self._lines):
+        for each in filter(_is_unexpected, self._lines):
             if each.kind or not texts or each.at > end + SLACK:
                 texts.append(str(each))
             else:
@@ -129,48 +129,48 @@ class Audit:
         return texts
 
     def _check(self, session: Session) -> None:
-        told = self._told(session)
-        kinds = [each.kind for each in told]
+        own_lines = self._lines_about(session)
+        kinds = [each.kind for each in own_lines]
         cause = ""
         if session["outcome"] == "served":
             cause = self._why_served(session, kinds)
         elif session["outcome"] == "refused":
-            refused = any(each.kind == "CLIENT_REFUSED" and _text(session) in each.text for each in told)
+            refused = any(each.kind == "CLIENT_REFUSED" and _text(session) in each.text for each in own_lines)
             cause = "refused" if refused else ""
         elif not session["said"].startswith(("PROTOCOL", "NOT CLEAN")):
-            cause = self._why_ended(session, told)
+            cause = self._why_ended(session, own_lines)
             self.report.causes[cause or "UNEXPLAINED"] += 1
         if not cause:
-            self._complain(session, told)
+            self._complain(session, own_lines)
 
-    def _told(self, session: Session) -> list[Line]:
-        """All that is told of its client."""
+    def _lines_about(self, session: Session) -> list[Line]:
+        """Return all lines about the session's client."""
         until = self._next.get(session["number"], float("inf"))
-        told = [each for each in self._by_client[session["client"]] if session["begun"] - SLACK <= each.at < until]
-        # A broker that takes over a session whose client has reset it can't learn the client's name, but the number.
-        numbers = {each.session for each in told if each.session}
-        return told + [each for number in numbers for each in self._by_session[number] if each not in told]
+        own_lines = [each for each in self._by_client[session["client"]] if session["begun"] - SLACK <= each.at < until]
+        # If the client has reset the connection, a broker that adopts its session knows only the number.
+        numbers = {each.session for each in own_lines if each.session}
+        return own_lines + [each for number in numbers for each in self._by_session[number] if each not in own_lines]
 
     def _why_served(self, session: Session, kinds: list[str]) -> str:
         if "SESSION_BEGIN" in kinds and ("SESSION_END" in kinds or "SESSION_LOST" in kinds):
             return "served"
         return self._broker_ended(session)
 
-    def _why_ended(self, session: Session, told: list[Line]) -> str:
-        """Say what in the journal explains a session that ended by a fault; empty if nothing does."""
-        for each in told:
+    def _why_ended(self, session: Session, own_lines: list[Line]) -> str:
+        """Return what in the journal explains a session that ended by a fault, or an empty text."""
+        for each in own_lines:
             if cause := self._why_by(session, each):
                 return cause
-        kinds = {each.kind for each in told}
+        kinds = {each.kind for each in own_lines}
         if how := self._broker_ended(session):
             return f"the broker was {how}, {'in' if 'SESSION_BEGIN' in kinds else 'before'} its session"
         return ""
 
-    def _why_by(self, session: Session, told: Line) -> str:
-        """Say how a line about its client explains the end of a session, if it does."""
-        match told.kind:
+    def _why_by(self, session: Session, reported: Line) -> str:
+        """Return how a line about the client explains the end of its session, or an empty text."""
+        match reported.kind:
             case "SESSION_LOST":
-                return f"lost with the broker: {told.text.split(': ')[-1]}"
+                return f"lost with the broker: {reported.text.split(': ')[-1]}"
             case "CLIENT_LOST":
                 return "lost with the broker: it had just been accepted"
             case "CLIENT_LEFT":
@@ -178,19 +178,19 @@ class Audit:
             case "CLIENT_REFUSED" if session["whose"] == "own":
                 return "refused as it left"
             case "SESSION_END":
-                return self._why_session_ended(session, told)
+                return self._why_session_ended(session, reported)
         return ""
 
     def _why_session_ended(self, session: Session, end: Line) -> str:
         fault = self._fault_of_office(end)
         if session["whose"] == "own" and "by the client" in end.text:
-            return "its client's own doing"
-        if session["whose"] == "patience":  # the client's own doing, too, if its office was well
+            return "its client ended it"
+        if session["whose"] == "timeout":  # explained only if its office failed
             return f"its office: {fault}" if fault in ("hung", "crashed") else ""
         return f"its office: {fault}" if fault else ""
 
     def _fault_of_office(self, end: Line) -> str:
-        """Say what the journal tells of the office itself, in its session or at its end, before it goes on."""
+        """Return the fault of the office, from the begin of the session to the next use, or an empty text."""
         lines = self._by_worker[end.worker]
         at = lines.index(end)
         first = next((i for i in range(at, -1, -1) if _begins(lines[i], end.session)), at)
@@ -207,8 +207,8 @@ class Audit:
         return ""
 
     def _broker_ended(self, session: Session) -> str:
-        """Say how a broker ended, if one did just before the client saw its own end."""
-        start = bisect_left(self._times, session["ended"] - BLAME)
+        """Return how a broker ended just before the client saw its end, or an empty text."""
+        start = bisect_left(self._times, session["ended"] - KILL_WINDOW)
         for each in self._lines[start:]:
             if each.at > session["ended"] + SLACK:
                 break
@@ -219,38 +219,40 @@ class Audit:
         return ""
 
     def _check_pairs(self) -> None:
-        """See that each session that the journal has begin ends there once.
+        """Check that each session that begins in the journal ends there once.
 
-        One that ends as its broker is killed may have been forgotten, but not told of.
+        If the broker is killed while a session ends, the line may be missing.
         """
         begun = Counter(each.session for each in self._lines if each.kind == "SESSION_BEGIN")
         ended = Counter(each.session for each in self._lines if each.kind in ("SESSION_END", "SESSION_LOST"))
         endless = sorted(session for session in begun if not ended[session])
         if len(endless) > self._kills:
-            self.report.complaints.append(f"the journal has sessions {endless} begin, and not end")
+            self.report.complaints.append(f"sessions {endless} begin in the journal and do not end")
         wrong = sorted(n for n in begun | ended if ended[n] > 1 or begun[n] > 1 or (ended[n] and not begun[n]))
-        # Killed between the lease and the line about it.
+        # The broker may have been killed between the lease and the line about it.
         if len(wrong) > self._kills:
-            self.report.complaints.append(f"the journal has sessions {wrong} begin or end more than once, or only end")
+            self.report.complaints.append(f"sessions {wrong} begin or end in the journal more than once, or only end")
 
     def _check_totals(self, totals: dict[str, int]) -> None:
-        """See that the totals are those of the journal.
+        """Check that the totals agree with the journal.
 
-        A session that was counted and not yet told of when its broker was killed is begun, and counted, once more. What
-        is told first and counted then, all else, is so quickly: one in a run may be missed.
+        If the broker is killed after it has counted a session and before the line, the session begins and is counted
+        again. Everything else is counted after its line, so one may be missing in a run.
         """
         for name, message in TOTALS.items():
-            told = self.report.lines[NAMES[message.id]]
+            count = self.report.lines[NAMES[message.id]]
             less, more = min(1, self._kills), self._kills if name == "sessions" else 0
-            if not told - less <= totals[name] <= told + more:
-                text = f"ooodd status counts {totals[name]} {name}, the journal tells of {told}"
+            if not count - less <= totals[name] <= count + more:
+                text = f"ooodd status counts {totals[name]} {name}, the journal has {count}"
                 self.report.complaints.append(text)
 
-    def _complain(self, session: Session, told: list[Line]) -> None:
+    def _complain(self, session: Session, own_lines: list[Line]) -> None:
         nearby = [
             each
             for each in self._lines[bisect_left(self._times, session["ended"] - 1.0) :]
-            if each.at < session["ended"] + 1.0 and (not each.client or each in told) and each.kind != "WORKER_READY"
+            if each.at < session["ended"] + 1.0
+            and (not each.client or each in own_lines)
+            and each.kind != "WORKER_READY"
         ]
         faults = [f"{fault['kind']} {fault['said']}" for fault in self._faults if _overlap(session, fault)]
         span = f"{session['begun']:.3f} to {session['ended']:.3f}"
@@ -258,8 +260,8 @@ class Audit:
         lines = [
             f"session {session['number']} ({session['kind']}) of {session['client']}, {span}: {said}",
             f"    faults: {faults}",
-            *(f"    its own: {each}" for each in told),
-            *(f"    nearby:  {each}" for each in nearby[:12] if each not in told),
+            *(f"    its own: {each}" for each in own_lines),
+            *(f"    nearby:  {each}" for each in nearby[:12] if each not in own_lines),
         ]
         self.report.complaints.append("\n".join(lines))
 
@@ -269,7 +271,7 @@ def _overlap(session: Session, fault: dict[str, Any]) -> bool:
 
 
 def _text(session: Session) -> str:
-    """What ooodd said, without what its client put round it, and as far as that is sure to be there."""
+    """Return the beginning of ooodd's text, without what the client's library put around it."""
     return "ooodd:" + str(session["said"]).split("ooodd:", 1)[-1][:120]
 
 
@@ -277,6 +279,6 @@ def _begins(line_: Line, session: str) -> bool:
     return line_.kind == "SESSION_BEGIN" and line_.session == session
 
 
-def _is_bad(line_: Line) -> bool:
-    """Whether a line tells of a failure of ooodd's, or is none of its messages: a traceback, a warning of Python's."""
-    return line_.kind in BAD or (line_.own and not line_.kind)
+def _is_unexpected(line_: Line) -> bool:
+    """Whether a line reports a failure of ooodd, or is not one of its messages, such as a traceback or a warning."""
+    return line_.kind in FAILURES or (line_.own and not line_.kind)

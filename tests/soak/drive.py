@@ -1,10 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Carry out a plan, inside the machine: run the sessions, some at a time, and have the faults happen between them.
+"""Carry out a plan inside the machine: run the sessions, several at a time, and inject the faults.
 
     drive.py SESSIONS SEED DIRECTORY
 
-Leaves in DIRECTORY what each client saw (sessions.jsonl) and what befell the machine (faults.jsonl).
+It writes to DIRECTORY what each client saw (sessions.jsonl) and which faults happened (faults.jsonl).
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from typing import Any
 
 import plan
 from ooodd.errors import ProtocolError
-from talk import OPENING, Connection, Talk, listen_to
+from talk import OPENING, Connection, Talk, receive_until_answer
 
-AT_A_TIME = 10
-# How long, in seconds, a client bears to hear nothing: more than any wait here but for an office that hangs.
-PATIENCE = 15.0
-REAL_PATIENCE = 40.0
-# How long a client is left with an office that it has had hang, before it is killed.
-LOOPING = 1.0
-# After so many in a row that have heard nothing there is no service any more.
-HOPELESS = 3 * AT_A_TIME
+CONCURRENT_SESSIONS = 10
+# How long a client waits without receiving anything, in seconds. Only a hung office takes longer.
+URP_TIMEOUT = 15.0
+UNO_TIMEOUT = 40.0
+# How long a client that has hung its office lives before it is killed, in seconds.
+HANG_TIME = 1.0
+# After so many timeouts in a row, the service is considered dead and the run ends.
+MOST_TIMEOUTS = 3 * CONCURRENT_SESSIONS
 DOCUMENTS = "/srv/documents"
 CONFIGURATIONS = ("/etc/ooodd/ooodd.toml", "/etc/ooodd/other.toml")
 
 
 @dataclass
 class Seen:
-    """What a client saw."""
+    """What one client saw."""
 
     number: int
     kind: str
@@ -49,11 +49,11 @@ class Seen:
     # In seconds of the epoch.
     begun: float = field(default_factory=time.time)
     ended: float = 0.0
-    # "served", "refused" or "fault", and, of the last, whose: "own" or "other", or "patience".
+    # "served", "refused" or "fault". For a fault, `whose` is "own" (in the plan of the client), "other" or "timeout".
     outcome: str = "fault"
     whose: str = "other"
     said: str = ""
-    # Whether an office said anything, and how much.
+    # The number of bytes from the office. A client with pyuno has 1 once it has an office.
     received: int = 0
 
     def end(self, outcome: str, whose: str = "", said: str = "") -> None:
@@ -63,15 +63,15 @@ class Seen:
 # Clients of raw URP
 
 
-async def converse(session: plan.Session, seen: Seen) -> None:
-    """Be one client."""
+async def run_urp_client(session: plan.Session, seen: Seen) -> None:
+    """Run one client to its end."""
     async with Connection() as connection:
         seen.client = connection.name
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(URP_TIMEOUT):
                 await talk_with_office(session, seen, connection)
         except TimeoutError:
-            seen.end("fault", "patience", f"nothing for {PATIENCE:g} s")
+            seen.end("fault", "timeout", f"nothing for {URP_TIMEOUT:g} s")
         except (EOFError, OSError) as error:
             seen.end("fault", "other", str(error))
         except ProtocolError as error:
@@ -83,37 +83,37 @@ async def converse(session: plan.Session, seen: Seen) -> None:
 async def talk_with_office(session: plan.Session, seen: Seen, connection: Connection) -> None:
     talk = Talk(session.rounds)
     await connection.send(OPENING)
-    turn = 0
+    count = 0
     if session.kind == "leave":
         await asyncio.sleep(session.pause)
         seen.end("fault", "own", "left")
         return
-    while answer := await listen_to(connection, talk):
-        turn += 1
-        if turn == session.turn:
+    while answer := await receive_until_answer(connection, talk):
+        count += 1
+        if count == session.pause_before:
             await asyncio.sleep(session.pause)
-            if session.kind in ("gone", "gone-amid-call", "reset"):
-                await end_badly(session, seen, connection, answer)
+            if session.kind in ("gone", "gone-during-call", "reset"):
+                await disconnect(session, seen, connection, answer)
                 return
         await connection.send(answer)
-    await end_well(session, seen, connection, talk)
+    await finish(session, seen, connection, talk)
 
 
-async def end_badly(session: plan.Session, seen: Seen, connection: Connection, answer: bytes) -> None:
-    if session.kind == "gone-amid-call":
+async def disconnect(session: plan.Session, seen: Seen, connection: Connection, answer: bytes) -> None:
+    if session.kind == "gone-during-call":
         await connection.send(answer)
     if session.kind == "reset":
         connection.reset_at_close()
     seen.end("fault", "own", session.kind)
 
 
-async def end_well(session: plan.Session, seen: Seen, connection: Connection, talk: Talk) -> None:
+async def finish(session: plan.Session, seen: Seen, connection: Connection, talk: Talk) -> None:
     if talk.refused:
         seen.end("refused", "", talk.refused)
     elif not (talk.findings and talk.findings.clean):
         seen.end("fault", "other", f"NOT CLEAN: {talk.findings}")
-    elif session.kind in ("gone", "gone-amid-call", "reset"):
-        await end_badly(session, seen, connection, b"")
+    elif session.kind in ("gone", "gone-during-call", "reset"):
+        await disconnect(session, seen, connection, b"")
     else:
         if session.kind == "half-close":
             connection.socket.shutdown(1)
@@ -121,11 +121,11 @@ async def end_well(session: plan.Session, seen: Seen, connection: Connection, ta
         seen.end("served")
 
 
-# Real clients
+# Clients with pyuno
 
 
-class RealClients:
-    """The process that makes them, see uno_sessions.py."""
+class UnoClients:
+    """The process that forks the clients with pyuno, see uno_sessions.py."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -133,7 +133,7 @@ class RealClients:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls) -> RealClients:
+    async def start(cls) -> UnoClients:
         script = str(Path(__file__).with_name("uno_sessions.py"))
         pipe = asyncio.subprocess.PIPE
         return cls(await asyncio.create_subprocess_exec("/usr/bin/python3", script, stdin=pipe, stdout=pipe))
@@ -147,12 +147,12 @@ class RealClients:
     async def _read(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            told = json.loads(line)
-            if (steps := self._steps.get(told["session"])) is not None:  # who was waited for too long has still an end
-                steps.put_nowait(told)
+            step = json.loads(line)
+            if (steps := self._steps.get(step["session"])) is not None:  # after a timeout, nothing waits for the steps
+                steps.put_nowait(step)
 
-    async def be(self, session: plan.Session, seen: Seen) -> None:
-        """Have one client, to its end."""
+    async def run(self, session: plan.Session, seen: Seen) -> None:
+        """Run one client to its end."""
         assert self._process.stdin is not None
         steps = self._steps[session.number] = asyncio.Queue()
         order = {"session": session.number, "kind": session.kind, "document": f"{DOCUMENTS}/{session.document}"}
@@ -160,37 +160,37 @@ class RealClients:
         pid = 0
         seen.end("fault", "own", session.kind)
         try:
-            async with asyncio.timeout(REAL_PATIENCE):
-                while (told := await steps.get())["step"] != "exit":
-                    if told["step"] == "connected":
-                        pid, seen.client = told["pid"], told["client"]
-                    await follow(session, seen, told, pid)
-                if told["status"] < 0 and seen.whose != "own":
-                    seen.said += f" (client ended by signal {-told['status']})"
+            async with asyncio.timeout(UNO_TIMEOUT):
+                while (step := await steps.get())["step"] != "exit":
+                    if step["step"] == "connected":
+                        pid, seen.client = step["pid"], step["client"]
+                    await follow(session, seen, step, pid)
+                if step["status"] < 0 and seen.whose != "own":
+                    seen.said += f" (client ended by signal {-step['status']})"
         except TimeoutError:
-            seen.end("fault", "patience", f"nothing for {REAL_PATIENCE:g} s")
+            seen.end("fault", "timeout", f"nothing for {UNO_TIMEOUT:g} s")
             if pid:
                 kill(pid)
         del self._steps[session.number]
 
 
-async def follow(session: plan.Session, seen: Seen, told: dict[str, Any], pid: int) -> None:
-    """See a step of a real client, and kill it where the plan says so."""
-    match told["step"], session.kind:
+async def follow(session: plan.Session, seen: Seen, step: dict[str, Any], pid: int) -> None:
+    """Record a step of a client with pyuno, and kill the client where the plan says so."""
+    match step["step"], session.kind:
         case "served", _:
             seen.received = 1
         case "done", _:
             seen.end("served")
-        case "error", "abort" if "ooodd:" not in told["message"]:
+        case "error", "abort" if "ooodd:" not in step["message"]:
             pass
         case "error", _:
-            refused = "ooodd:" in told["message"]
-            seen.end("refused" if refused else "fault", "other", f"{told['type']}: {told['message']}")
+            refused = "ooodd:" in step["message"]
+            seen.end("refused" if refused else "fault", "other", f"{step['type']}: {step['message']}")
         case ("faulting", "convert-killed") | ("holding", _):
             await asyncio.sleep(session.pause)
             kill(pid)
         case "faulting", "basic-loop":
-            await asyncio.sleep(LOOPING)
+            await asyncio.sleep(HANG_TIME)
             kill(pid)
 
 
@@ -204,7 +204,7 @@ def kill(pid: int) -> None:
 
 
 async def command(*words: str) -> str:
-    """Run a command to its end; its failure is part of what is told."""
+    """Run a command to its end. Return its output, and its status if it failed."""
     pipe, join = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
     process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=join)
     output, _ = await process.communicate()
@@ -212,7 +212,7 @@ async def command(*words: str) -> str:
 
 
 def offices() -> list[tuple[int, str]]:
-    """Return pid and unit of each office that runs."""
+    """Return pid and unit of each running office."""
     found = []
     for directory in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -240,7 +240,7 @@ async def main_pid() -> int:
 
 
 async def kill_broker(_: plan.Fault) -> str:
-    """Kill it, and return when there is another: systemd gives no event but that."""
+    """Kill the broker, and return when there is another. systemd has no event for that."""
     if not (pid := await main_pid()):
         return "no broker ran"
     os.kill(pid, signal.SIGKILL)
@@ -252,9 +252,9 @@ async def kill_broker(_: plan.Fault) -> str:
 async def reload(_: plan.Fault) -> str:
     """Change between two configurations."""
     path, other = map(Path, CONFIGURATIONS)
-    was, will = path.read_text(), other.read_text()
-    path.write_text(will)
-    other.write_text(was)
+    old, new = path.read_text(), other.read_text()
+    path.write_text(new)
+    other.write_text(old)
     return await command("systemctl", "reload", "ooodd.service")
 
 
@@ -284,47 +284,47 @@ class Drive:
         self._sessions = sessions
         self._faults = {fault.before: fault for fault in faults}
         self._directory = directory
-        self._places = asyncio.Semaphore(AT_A_TIME)
-        # One fault at a time, in the plan's order.
-        self._fault = asyncio.Lock()
-        self._told: list[dict[str, Any]] = []
+        self._slots = asyncio.Semaphore(CONCURRENT_SESSIONS)
+        # Faults happen one at a time, in the order of the plan.
+        self._fault_lock = asyncio.Lock()
+        self._fault_records: list[dict[str, Any]] = []
         self._seen: list[Seen] = []
-        self._in_vain = 0
+        self._timeouts_in_a_row = 0
 
     async def run(self) -> None:
-        real = await RealClients.start()
+        uno_clients = await UnoClients.start()
         async with asyncio.TaskGroup() as tasks:
             for session in self._sessions:
                 if not session.burst:
-                    await self._places.acquire()
-                if self._in_vain >= HOPELESS:
-                    print("nobody is served any more", file=sys.stderr)
+                    await self._slots.acquire()
+                if self._timeouts_in_a_row >= MOST_TIMEOUTS:
+                    print("no client is served any more", file=sys.stderr)
                     break
                 if (fault := self._faults.get(session.number)) is not None:
-                    tasks.create_task(self._befall(fault))
-                tasks.create_task(self._be(session, real))
-        await real.close()
+                    tasks.create_task(self._inject(fault))
+                tasks.create_task(self._run_session(session, uno_clients))
+        await uno_clients.close()
         self._write("sessions.jsonl", [asdict(seen) for seen in self._seen])
-        self._write("faults.jsonl", self._told)
+        self._write("faults.jsonl", self._fault_records)
 
-    async def _befall(self, fault: plan.Fault) -> None:
-        async with self._fault:
+    async def _inject(self, fault: plan.Fault) -> None:
+        async with self._fault_lock:
             begun = time.time()
             said = await FAULTS[fault.kind](fault)
-            self._told.append({**asdict(fault), "begun": begun, "ended": time.time(), "said": said})
+            self._fault_records.append({**asdict(fault), "begun": begun, "ended": time.time(), "said": said})
 
-    async def _be(self, session: plan.Session, real: RealClients) -> None:
+    async def _run_session(self, session: plan.Session, uno_clients: UnoClients) -> None:
         seen = Seen(session.number, session.kind)
         self._seen.append(seen)
         if len(self._seen) % 500 == 0:
             print(f"{len(self._seen)} sessions have begun", file=sys.stderr, flush=True)
         try:
-            await (real.be(session, seen) if session.kind in plan.REAL else converse(session, seen))
+            await (uno_clients.run(session, seen) if session.kind in plan.UNO_KINDS else run_urp_client(session, seen))
         finally:
             seen.ended = time.time()
-            self._in_vain = self._in_vain + 1 if seen.whose == "patience" else 0
+            self._timeouts_in_a_row = self._timeouts_in_a_row + 1 if seen.whose == "timeout" else 0
             if not session.burst:
-                self._places.release()
+                self._slots.release()
 
     def _write(self, name: str, lines: list[dict[str, Any]]) -> None:
         (self._directory / name).write_text("".join(json.dumps(line) + "\n" for line in lines))

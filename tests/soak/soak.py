@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Soak: thousands of sessions of real clients on a throwaway machine, with faults all the time, and then the audit.
+"""Soak: run thousands of sessions of real clients on a throwaway machine, inject faults, and audit the journal.
 
     tests/soak/run [--sessions N] [--seed N]
 
-`make soak` calls it. Each session is served, refused, or ends by a fault; these add up, and of each the journal tells
-what its client saw. In the end all is as it was: the pool whole, no descriptor left, and after a stop no office.
-Exit status 1 with a list of what is unexplained. What was recorded is left in build/soak.
+`make soak` calls it. Each session is served, is refused, or ends by a fault. The sum must be right, and the journal
+must explain what each client saw. At the end the pool must be complete, no descriptor may be left over, and after a
+stop no office. If anything is unexplained, the exit status is 1 and a list says what. The records are in build/soak.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from service import Service
 HERE = Path(__file__).resolve().parent
 RECORDS = SOURCE_TREE / "build" / "soak"
 INSIDE = "/tmp/soak"
-OTHER = "/etc/ooodd/other.toml"
-# Every limit at which something happens is low, so that it does within the run.
+OTHER_CONFIGURATION = "/etc/ooodd/other.toml"
+# The limits are low, so that they are reached within the run.
 MIN_WORKERS = 2
-TEXT = """\
+CONFIGURATION = """\
 [pool]
 workers = {workers}
 min_workers = {least}
@@ -52,13 +52,13 @@ grace = "2s"
 [log]
 level = "detail"
 """
-# So many seconds, at the very most, for a session, and beyond for the rest.
+# The longest time for each session, and for everything else, in seconds.
 SESSION_LIMIT = 0.5
 REST_LIMIT = 300.0
 FIELDS = "MESSAGE,MESSAGE_ID,OOODD_CLIENT,OOODD_SESSION,OOODD_WORKER,SYSLOG_IDENTIFIER,_SOURCE_REALTIME_TIMESTAMP"
 
 
-def say(text: str = "") -> None:
+def write(text: str = "") -> None:
     print(text, flush=True)
 
 
@@ -73,12 +73,12 @@ class Soak:
         self.complaints: list[str] = []
 
     def prepare(self) -> None:
-        # journald's own limit is 10,000 lines in 30 s of one service, and a tenth of what /run holds.
+        # By default journald drops what exceeds 10,000 lines of a service in 30 s, or a tenth of the size of /run.
         limits = "[Journal]\nRateLimitBurst=0\nRuntimeMaxUse=4G\nRuntimeMaxFileSize=1G\n"
         self.machine.put("/etc/systemd/journald.conf.d/soak.conf", limits)
         self.machine.run("systemctl", "restart", "systemd-journald.service", check=True)
-        self.machine.put(OTHER, TEXT.format(workers=3, least=MIN_WORKERS))
-        self.service.configure(TEXT.format(workers=4, least=MIN_WORKERS))
+        self.machine.put(OTHER_CONFIGURATION, CONFIGURATION.format(workers=3, least=MIN_WORKERS))
+        self.service.configure(CONFIGURATION.format(workers=4, least=MIN_WORKERS))
         self.service.start()
         self.service.wait_idle()
 
@@ -97,11 +97,11 @@ class Soak:
         after = self.descriptors()
         faults = self.records("faults.jsonl")
         report = self.audit(status["totals"], faults)
-        self.check_left(before, after, status)
-        self.tell(report, faults, seconds)
-        say(f"\nooodd status counts {status['totals']}")
-        say(f"the broker's memory: {memory} KiB before, {self.broker_memory()} KiB after")
-        say(f"descriptors of the broker and in systemd's store: {before} before, {after} after")
+        self.check_end(before, after, status)
+        self.write_report(report, faults, seconds)
+        write(f"\ntotals of ooodd status: {status['totals']}")
+        write(f"the broker's memory: {memory} KiB before, {self.broker_memory()} KiB after")
+        write(f"descriptors of the broker and in systemd's store: {before} before, {after} after")
         self.stop()
         self.complaints += report.complaints
         return not self.complaints
@@ -126,17 +126,17 @@ class Soak:
 
     def audit(self, totals: dict[str, int], faults: list[dict[str, Any]]) -> Report:
         sessions, entries = self.records("sessions.jsonl"), self.journal()
-        keep("sessions.jsonl", sessions)
-        keep("faults.jsonl", faults)
-        keep("journal.jsonl", entries)
-        keep("totals.jsonl", [totals])
+        save("sessions.jsonl", sessions)
+        save("faults.jsonl", faults)
+        save("journal.jsonl", entries)
+        save("totals.jsonl", [totals])
         report = Audit(sessions, faults, entries).run(totals)
         if sum(report.outcomes.values()) != self.sessions:
             report.complaints.append(f"{self.sessions} sessions began, but {dict(report.outcomes)} ended")
         return report
 
     def descriptors(self) -> tuple[int, int]:
-        """How many the broker has, and how many systemd keeps for it."""
+        """Return the number of descriptors of the broker, and of those that systemd keeps for it."""
         pid = self.show("MainPID")
         own = self.machine.run("ls", f"/proc/{pid}/fd", check=True).stdout.split()
         return len(own), int(self.show("NFileDescriptorStore"))
@@ -149,17 +149,17 @@ class Soak:
         shown: str = self.machine.run("systemctl", "show", "-P", name, "ooodd.service", check=True).stdout
         return shown.strip()
 
-    def check_left(self, before: tuple[int, int], after: tuple[int, int], status: dict[str, Any]) -> None:
+    def check_end(self, before: tuple[int, int], after: tuple[int, int], status: dict[str, Any]) -> None:
         if before != after:
             text = f"descriptors of the broker, and in systemd's store: {before} before, {after} after"
             self.complaints.append(text)
         states = Counter(worker["state"] for worker in status["workers"])
         if set(states) - {"idle", "stopped"} or status["queue"]["length"]:
-            self.complaints.append(f"the pool is not whole: {dict(states)}, queue {status['queue']}")
+            self.complaints.append(f"the pool is not complete: {dict(states)}, queue {status['queue']}")
         running = {int(pid) for pid in self.machine.run("pgrep", "-x", "soffice.bin").stdout.split()}
         known = {worker["pid"] for worker in status["workers"] if worker["state"] == "idle"}
         if running != known or len(known) < MIN_WORKERS:
-            self.complaints.append(f"offices {sorted(running)} run, and ooodd knows {sorted(known)}")
+            self.complaints.append(f"offices {sorted(running)} run, but ooodd status shows {sorted(known)}")
 
     def stop(self) -> None:
         self.service.stop()
@@ -169,18 +169,18 @@ class Soak:
             active = [unit for unit in left.splitlines() if " active " in unit and ".slice" not in unit]
             self.complaints += [f"active after the stop: {unit}" for unit in active]
 
-    def tell(self, report: Report, faults: list[dict[str, Any]], seconds: float) -> None:
+    def write_report(self, report: Report, faults: list[dict[str, Any]], seconds: float) -> None:
         outcomes = report.outcomes
         total = sum(outcomes.values())
         parts = " + ".join(f"{outcomes[name]} {text}" for name, text in OUTCOMES.items())
-        say(f"\n{total} sessions = {parts}, in {seconds:.0f} s")
-        say("\nwhat befell the machine:")
+        write(f"\n{total} sessions = {parts}, in {seconds:.0f} s")
+        write("\nfaults:")
         bursts = sum(session.burst for session in plan.make(self.sessions, self.seed)[0])
         show(Counter({f"burst of {plan.BURST} clients": round(bursts / plan.BURST)}))
         show(Counter(fault["kind"] for fault in faults))
-        say("\nwhat ended those that ended by a fault, by the journal:")
+        write("\ncauses of the sessions that ended by a fault, from the journal:")
         show(report.causes)
-        say("\nthe journal's lines:")
+        write("\nlines of the journal:")
         show(report.lines)
 
 
@@ -189,10 +189,10 @@ OUTCOMES = {"served": "served", "refused": "refused", "fault": "ended by a fault
 
 def show(counts: Counter[str]) -> None:
     for name, count in counts.most_common():
-        say(f"  {count:7} {name}")
+        write(f"  {count:7} {name}")
 
 
-def keep(name: str, lines: list[dict[str, Any]]) -> None:
+def save(name: str, lines: list[dict[str, Any]]) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     (RECORDS / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -206,28 +206,32 @@ def describe_host(machine: Machine) -> str:
 
 
 def main() -> int:
-    """Run a soak, and say how it went."""
+    """Run a soak and write its result."""
     parser = argparse.ArgumentParser(description="Thousands of sessions with faults, and an audit.")
     parser.add_argument("--sessions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     if reason := missing():
-        say(f"soak: no throwaway machine can be booted here: {reason}")
+        write(f"soak: can't boot a throwaway machine here: {reason}")
         return 1
     debs = sorted((SOURCE_TREE / "dist").glob("ooodd_*.deb"))
     with tempfile.TemporaryDirectory(prefix="ooodd-soak-") as directory:
         make = (PYTHON, str(SOURCE_TREE / "tests/documents/make.py"), directory)
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
-        Path(directory).chmod(0o755)  # the offices are users of their own
+        Path(directory).chmod(0o755)  # each office runs as a user of its own
         with Machine.boot(share={Path(directory): DOCUMENTS_INSIDE}) as machine:
             machine.install(*debs)
-            say(f"{arguments.sessions} sessions, seed {arguments.seed}, on {describe_host(machine)}")
+            write(f"{arguments.sessions} sessions, seed {arguments.seed}, on {describe_host(machine)}")
             soak = Soak(machine, arguments.sessions, arguments.seed)
-            fine = soak.run()
+            explained = soak.run()
     for complaint in soak.complaints:
-        say(f"\nUNEXPLAINED: {complaint}")
-    say("\nall is explained" if fine else f"\n{len(soak.complaints)} things are unexplained; records in {RECORDS}")
-    return 0 if fine else 1
+        write(f"\nUNEXPLAINED: {complaint}")
+    write(
+        "\nnothing is unexplained"
+        if explained
+        else f"\n{len(soak.complaints)} things are unexplained; records in {RECORDS}"
+    )
+    return 0 if explained else 1
 
 
 if __name__ == "__main__":

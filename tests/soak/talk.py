@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A real client of an office with nothing but a socket: a millisecond a session, thousands of them in one process.
+"""A client of an office with a plain socket. A session takes a millisecond, and one process can run thousands.
 
-It begins as pyuno and the C++ library do, with what it wishes of the protocol, and then asks the office what ooodd's
-own probe asks: for its context, its desktop, the current document, all documents. It understands a refusal as well.
+It begins as pyuno and the C++ library do, with a request for protocol properties. Then it makes the calls of ooodd's
+own probe: for the context, the desktop, the current document, all documents. It can also read a refusal.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from ooodd.uno import probe, wire
 PORT = 2002
 _TID = b".UrpProtocolPropertiesTid"
 _TYPE, _OID = "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties"
-# The lowest number there is, so that the office's wish wins. One that refuses has none, and leaves the choice to us.
+# The lowest number, so that the office's properties win. A refusal has no properties and lets the client choose.
 _LEAST = struct.pack(">i", -(2**31))
 _REQUEST_CHANGE, _COMMIT_CHANGE = 4, 5
 
 
-def _of_protocol(function: int, values: bytes) -> bytes:
-    """Return a block with a request about properties of the protocol; these have no current context."""
+def _protocol_request(function: int, values: bytes) -> bytes:
+    """Return a block with a request for protocol properties. Such requests have no current context."""
     tid = bytes([len(_TID)]) + _TID + b"\xff\xff"
     head = bytes([wire.FIRST_REQUEST, function])
     message = head + wire.interface_type(_TYPE) + wire.reference(_OID) + tid + values
     return wire.HEADER.pack(len(message), 1) + message
 
 
-OPENING = _of_protocol(_REQUEST_CHANGE, _LEAST)
-_COMMIT = _of_protocol(_COMMIT_CHANGE, b"\1" + wire.text("CurrentContext") + b"\0")
+OPENING = _protocol_request(_REQUEST_CHANGE, _LEAST)
+_COMMIT = _protocol_request(_COMMIT_CHANGE, b"\1" + wire.text("CurrentContext") + b"\0")
 
 
 class Talk(probe.Probe):
-    """A conversation with an office, of some rounds. Send OPENING first. `refused` is what ooodd said instead."""
+    """A conversation with an office of some rounds. Send OPENING first. `refused` is the text of ooodd's refusal."""
 
     def __init__(self, rounds: int) -> None:
         super().__init__()
         self.refused = ""
         self._turns = _rounds(rounds)
-        # Whether there is an office: it asks for what it wishes of the protocol. ooodd, which refuses, has no wish.
+        # Whether an office has answered. Only an office sends a request for protocol properties, a refusal does not.
         self.office_greeted = False
         self._protocol_replies = 0
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether the conversation has ended."""
         return bool(self.refused) or self.findings is not None
 
     def _take(self) -> bytes:
@@ -59,7 +59,7 @@ class Talk(probe.Probe):
         if message.tid == _TID:
             return self._take_protocol_reply()
         if message.is_exception:
-            # What follows the text is of no interest, and nothing follows the exception.
+            # The rest of the exception is not needed, and nothing follows it.
             self.refused = self._reader.exception()
             self._reader.begin(b"")
             return b""
@@ -80,22 +80,22 @@ def _rounds(count: int) -> probe._Turns[probe.Findings]:
 
 
 class Connection:
-    """A client's socket. Closed by the with statement."""
+    """A client's socket. The with statement closes it."""
 
-    def __init__(self, host: str = "127.0.0.1", first_words: bytes = b"") -> None:
-        """Take the host that it comes from, and what it says at the very moment at which it is connected."""
+    def __init__(self, host: str = "127.0.0.1", first_bytes: bytes = b"") -> None:
+        """Take the local address, and the bytes to send as soon as it is connected."""
         self._loop = asyncio.get_running_loop()
-        self._first_words = first_words
+        self._first_bytes = first_bytes
         self.socket = socket.socket()
         self.socket.bind((host, 0))
         self.received = 0
 
     async def __aenter__(self) -> Self:
-        if self._first_words:  # no turn of the loop, in which others connect, between the two
+        if self._first_bytes:  # without an iteration of the loop between the two, in which others would connect
             self.socket.connect(("127.0.0.1", PORT))
-            self.socket.send(self._first_words)
+            self.socket.send(self._first_bytes)
         self.socket.setblocking(False)  # noqa: FBT003
-        if not self._first_words:
+        if not self._first_bytes:
             await self._loop.sock_connect(self.socket, ("127.0.0.1", PORT))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self
@@ -113,7 +113,7 @@ class Connection:
         await self._loop.sock_sendall(self.socket, data)
 
     async def receive(self) -> bytes:
-        """Return what has come; EOFError at the end."""
+        """Return the bytes that have arrived. Raise EOFError at the end."""
         data = await self._loop.sock_recv(self.socket, 65536)
         if not data:
             raise EOFError("the connection was closed")
@@ -121,21 +121,21 @@ class Connection:
         return data
 
     async def until_end(self) -> None:
-        """Read all there is."""
+        """Read and drop everything up to the end of file."""
         while await self._loop.sock_recv(self.socket, 65536):
             pass
 
     def reset_at_close(self) -> None:
-        """Have the close be a reset."""
+        """Make the close send a reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def listen_to(connection: Connection, talk: Talk) -> bytes:
-    """Go on with the conversation until there is something to say, which is returned, or all has been said."""
+async def receive_until_answer(connection: Connection, talk: Talk) -> bytes:
+    """Receive until the client has bytes to send, and return them. Return none when the conversation has ended."""
     answer = b""
     while not answer and not talk.done:
         answer = talk.receive(await connection.receive())
     return answer
 
 
-__all__ = ["OPENING", "PORT", "Connection", "ProtocolError", "Talk", "listen_to"]
+__all__ = ["OPENING", "PORT", "Connection", "ProtocolError", "Talk", "receive_until_answer"]

@@ -1,15 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Real clients by the hundred: a process that has loaded pyuno, and forks itself for each session.
+"""Many clients with pyuno: a process that has loaded pyuno, and forks itself for each session.
 
-So a client costs a fork and not the 0.15 s of Python's and pyuno's start, and yet is a process of its own, to be
-killed by itself. (One process for all does not do: pyuno never quite lets go of a connection's first object, and the
-next connection gets it again, dead.)
+A fork saves the 0.15 s in which Python and pyuno start. Each client is a process of its own, so it can be killed. One
+process for all clients would not work: pyuno keeps the first object of a connection, and the next connection gets the
+same object, which is dead.
 
-Each line of standard input, {"session": N, "kind": "convert", "document": PATH}, is one client. It tells its steps as
-lines of JSON on standard output: "connected" with its pid and its name, "served" when it has an office, "faulting"
-as it begins what may not end, "holding" when it waits to be killed, "error" or "done". In the end comes "exit", from
-the parent, with the status.
+Each line of standard input, {"session": N, "kind": "convert", "document": PATH}, starts one client. The client writes
+its steps as lines of JSON to standard output. "connected": its pid and its address. "served": it has an office.
+"faulting": it begins a call that may not end. "holding": it waits to be killed. "error" or "done": its end. At last the
+parent writes "exit" with the status.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from crash import abort, basic_loop
 
 Order = dict[str, Any]
 
-NOT_CLEAN = "a document of somebody else's is open"
-HURTING = {"abort": abort, "basic-loop": basic_loop}
+NOT_CLEAN = "a document of another client is open"
+FAULTS = {"abort": abort, "basic-loop": basic_loop}
 
 
-class Teller:
-    """Tells steps; a line is one write, and so whole."""
+class StepWriter:
+    """Writes steps. Each line is one write, so lines of several processes are not mixed."""
 
     def __init__(self, session: int) -> None:
         self.session = session
@@ -47,11 +47,11 @@ class Teller:
         os.write(1, line.encode())
 
 
-def connect(step: Teller) -> Any:  # noqa: ANN401 - UNO's objects have no types
-    """Connect, tell by which name, and return the office's context."""
+def connect(step: StepWriter) -> Any:  # noqa: ANN401 - UNO's objects have no types
+    """Connect, write the local address, and return the office's context."""
     local = uno.getComponentContext()
     connection = create(local, "com.sun.star.connection.Connector").connect("socket,host=127.0.0.1,port=2002")
-    step("connected", pid=os.getpid(), client=name_of_socket())
+    step("connected", pid=os.getpid(), client=local_address())
     bridge = create(local, "com.sun.star.bridge.BridgeFactory").createBridge("", "urp", connection, None)
     context = bridge.getInstance("StarOffice.ComponentContext")
     if context is None:
@@ -60,12 +60,12 @@ def connect(step: Teller) -> Any:  # noqa: ANN401 - UNO's objects have no types
     return context
 
 
-def name_of_socket() -> str:
-    """The name of this process's only TCP connection. UNO's own idea of the local port is the remote one."""
+def local_address() -> str:
+    """Return the local address of this process's only TCP connection. UNO reports the remote port as the local one."""
     for entry in Path("/proc/self/fd").iterdir():
         try:
             copy = socket.socket(fileno=os.dup(int(entry.name)))
-        except OSError:  # no socket, or the directory itself
+        except OSError:  # not a socket, or the directory itself
             continue
         with copy:
             if copy.family == socket.AF_INET:
@@ -75,7 +75,7 @@ def name_of_socket() -> str:
 
 
 def load(desktop: Any, document: str) -> Any:  # noqa: ANN401
-    """Load a document, into an office that has none."""
+    """Load a document. Raise RuntimeError if the office already has one open."""
     if desktop.getComponents().hasElements():
         raise RuntimeError(NOT_CLEAN)
     loaded = desktop.loadComponentFromURL(uno.systemPathToFileUrl(document), "_blank", 0, properties(Hidden=True))
@@ -85,7 +85,7 @@ def load(desktop: Any, document: str) -> Any:  # noqa: ANN401
 
 
 def store(document: Any, target: Path) -> None:  # noqa: ANN401
-    """Have the office write the PDF over the connection."""
+    """Let the office write the PDF over the connection."""
     name = next((name for kind, name in PDF_FILTERS.items() if document.supportsService(kind)), "writer_pdf_Export")
     document.storeToURL("private:stream", properties(FilterName=name, OutputStream=FileOutput(target)))
     if not target.read_bytes().startswith(b"%PDF"):
@@ -93,12 +93,12 @@ def store(document: Any, target: Path) -> None:  # noqa: ANN401
     target.unlink()
 
 
-def work(order: Order, step: Teller) -> None:
-    """Be one client."""
+def work(order: Order, step: StepWriter) -> None:
+    """Do what the client's kind says."""
     kind = order["kind"]
     context = connect(step)
-    if kind in HURTING:
-        HURTING[kind](context, step, None)  # type: ignore[arg-type] # it only tells "faulting"
+    if kind in FAULTS:
+        FAULTS[kind](context, step, None)  # type: ignore[arg-type] # it only writes "faulting"
         return
     if kind == "convert-killed":
         step("faulting")
@@ -112,26 +112,26 @@ def work(order: Order, step: Teller) -> None:
         document.close(True)  # noqa: FBT003
 
 
-def be_client(order: Order) -> NoReturn:
-    """Be one client, and end as a process, without pyuno's own end."""
-    step = Teller(order["session"])
+def run_client(order: Order) -> NoReturn:
+    """Run one client in this process, and exit without the cleanup of pyuno."""
+    step = StepWriter(order["session"])
     try:
         work(order, step)
     except Exception as error:  # noqa: BLE001 - a UNO exception has no base class of Python's but Exception
-        told = json.loads(error_line(error))
-        step("error", type=told["type"], message=told["message"])
+        line = json.loads(error_line(error))
+        step("error", type=line["type"], message=line["message"])
         os._exit(1)
     step("done")
     os._exit(0)
 
 
 def reap(sessions: dict[int, int]) -> None:
-    """Tell of all clients that have ended."""
+    """Write "exit" for each client that has ended."""
     while sessions:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        Teller(sessions.pop(pid))("exit", status=os.waitstatus_to_exitcode(status))
+        StepWriter(sessions.pop(pid))("exit", status=os.waitstatus_to_exitcode(status))
 
 
 def main() -> None:
@@ -142,15 +142,15 @@ def main() -> None:
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     orders = b""
-    open_ = True
-    while open_ or sessions:
-        ready, _, _ = select.select([woken, *([0] if open_ else [])], [], [])
+    more_orders = True
+    while more_orders or sessions:
+        ready, _, _ = select.select([woken, *([0] if more_orders else [])], [], [])
         if woken in ready:
             os.read(woken, 512)
             reap(sessions)
         if 0 in ready:
             data = os.read(0, 65536)
-            open_ = bool(data)
+            more_orders = bool(data)
             *lines, orders = (orders + data).split(b"\n")
             for line in lines:
                 order = json.loads(line)
@@ -159,7 +159,7 @@ def main() -> None:
                     os.close(0)
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    be_client(order)
+                    run_client(order)
                 sessions[pid] = order["session"]
 
 

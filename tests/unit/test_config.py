@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The configuration file: what it gives, and that whatever can't be used is one line of file, place and reason.
+"""The configuration file: its values, and one line with file, key and reason for every error.
 
-The texts are ours, so they are the same with every version of pydantic.
+All texts of errors come from ooodd.config, so they are the same with every version of pydantic.
 """
 
 import json
@@ -17,14 +17,14 @@ from ooodd import config
 from ooodd.config import Config, from_json, load, parse, parse_duration, parse_size
 from ooodd.errors import ConfigError
 
-# How long an example takes is the machine's affair.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The time of an example depends on the machine, so it is not limited.
+without_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-LATER = {"pool": ("preload",), "access": ("allowed_hosts", "allowed_users")}
+RESERVED = {"pool": ("preload",), "access": ("allowed_hosts", "allowed_users")}
 
 
 def refusal(text: str) -> str:
-    """Return why the text can't be used, without the file's name, having seen that it is one line."""
+    """Check that the text is refused in one line, and return that line without the file's name."""
     with pytest.raises(ConfigError) as refused:
         parse(text, "ooodd.toml")
     line = str(refused.value)
@@ -34,7 +34,7 @@ def refusal(text: str) -> str:
 
 
 def outcome(text: str) -> Config | str:
-    """Return the configuration, or why there is none."""
+    """Return the configuration, or the text of the error."""
     try:
         return parse(text, "ooodd.toml")
     except ConfigError as error:
@@ -118,7 +118,7 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
 
 
 @pytest.mark.parametrize("text", ["", ALL_KEYS])
-def test_what_is_shown_are_numbers_of_one_type_that_json_can_hold(text: str) -> None:
+def test_each_key_is_shown_with_one_type_that_json_has(text: str) -> None:
     shown = parse(text, "ooodd.toml").as_dict()
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
     for section in shown.values():
@@ -148,14 +148,14 @@ def test_infinity_is_none(place: str) -> None:
 
 
 @pytest.mark.parametrize("place", LIMITED)
-def test_infinity_is_refused_where_there_must_be_a_limit(place: str) -> None:
+def test_infinity_is_refused_for_keys_that_need_a_limit(place: str) -> None:
     reason = refusal(f'{place} = "infinity"')
     assert reason.startswith(f"{place}: must be a ")
     assert reason.endswith(', not "infinity"')
 
 
 @pytest.mark.parametrize("workers", [1, 2, 1000])
-def test_any_number_of_workers_works_alone(workers: int) -> None:
+def test_any_number_of_workers_is_valid_without_other_keys(workers: int) -> None:
     pool = parse(f"[pool]\nworkers = {workers}", "ooodd.toml").pool
     assert (pool.workers, pool.min_workers, pool.spare_workers) == (workers, 1, 1)
 
@@ -163,7 +163,7 @@ def test_any_number_of_workers_works_alone(workers: int) -> None:
 @pytest.mark.parametrize(
     "text", ['session = {timeout = "1min", idle_timeout = "1h"}', "queue = {max_clients = 1, max_per_host = 2}"]
 )
-def test_a_limit_that_another_one_hides_is_harmless(text: str) -> None:
+def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
     assert isinstance(outcome(text), Config)
 
 
@@ -199,19 +199,19 @@ def test_a_limit_that_another_one_hides_is_harmless(text: str) -> None:
         ("[queue]\ntimeout = nan", 'queue.timeout: must be a duration such as "90s", not nan'),
         ("[queue]\ntimeout = inf", 'queue.timeout: must be a duration such as "90s", not inf'),
         ("[queue]\ntimeout = -1", 'queue.timeout: must be a duration such as "90s", not -1'),
-        ('[queue]\ntimeout = ""', 'queue.timeout: "" is no duration such as "90s" or "5min"'),
-        ('[queue]\ntimeout = "-5s"', 'queue.timeout: "-5s" is no duration such as "90s" or "5min"'),
+        ('[queue]\ntimeout = ""', 'queue.timeout: "" is not a duration such as "90s" or "5min"'),
+        ('[queue]\ntimeout = "-5s"', 'queue.timeout: "-5s" is not a duration such as "90s" or "5min"'),
         ('[queue]\ntimeout = "5 parsecs"', 'queue.timeout: unknown unit "parsecs" in "5 parsecs"'),
         ('[queue]\ntimeout = "infinity"', 'queue.timeout: must be a duration such as "90s", not "infinity"'),
-        ('[session]\ntimeout = "never"', 'session.timeout: "never" is no duration such as "90s" or "5min"'),
-        ('[session]\ntimeout = "Infinity"', 'session.timeout: "Infinity" is no duration such as "90s" or "5min"'),
+        ('[session]\ntimeout = "never"', 'session.timeout: "never" is not a duration such as "90s" or "5min"'),
+        ('[session]\ntimeout = "Infinity"', 'session.timeout: "Infinity" is not a duration such as "90s" or "5min"'),
         ("[session]\ntimeout = inf", 'session.timeout: must be a duration such as "90s" or "infinity", not inf'),
         ("[session]\ntimeout = nan", 'session.timeout: must be a duration such as "90s" or "infinity", not nan'),
         ("[session]\ngrace = -0.1", 'session.grace: must be a duration such as "90s", not -0.1'),
         ("[session]\ngrace = false", 'session.grace: must be a duration such as "90s", not false'),
         # No size.
-        ('[pool]\nmax_memory = "1GB"', 'pool.max_memory: "1GB" is no size such as "512M" or "1G"'),
-        ('[pool]\nmax_memory = "50%"', 'pool.max_memory: "50%" is no size such as "512M" or "1G"'),
+        ('[pool]\nmax_memory = "1GB"', 'pool.max_memory: "1GB" is not a size such as "512M" or "1G"'),
+        ('[pool]\nmax_memory = "50%"', 'pool.max_memory: "50%" is not a size such as "512M" or "1G"'),
         ("[pool]\nmax_memory = 1e9", 'pool.max_memory: must be a size such as "1G" or "infinity", not 1000000000.0'),
         ("[pool]\nmax_memory = -1", 'pool.max_memory: must be a size such as "1G" or "infinity", not -1'),
         ("[pool]\nmax_memory = true", 'pool.max_memory: must be a size such as "1G" or "infinity", not true'),
@@ -261,7 +261,7 @@ def test_a_limit_that_another_one_hides_is_harmless(text: str) -> None:
         ("[log]\nlevel = 3", 'log.level: must be one of "serious", "info", "detail", not 3'),
         ('[data_path]\nmode = "direct"', 'data_path.mode: must be one of "forward", not "direct"'),
         ("[data_path]\nmode = {}", 'data_path.mode: must be one of "forward", not a table'),
-        # With the next version, perhaps.
+        # Reserved for a later version.
         ('[data_path]\nmode = "handoff"', 'data_path.mode = "handoff": not supported yet; remove it'),
         ("[access]", "access: not supported yet; remove it"),
         # Contradictions.
@@ -281,20 +281,20 @@ def test_a_limit_that_another_one_hides_is_harmless(text: str) -> None:
             "[pool]\nworkers = 1\nspare_workers = 2",
             "pool.spare_workers: must be at most pool.workers (1), not 2; lower it or raise workers",
         ),
-        # Several at once: all are told.
+        # Several at once: all are reported.
         ("[pool]\nworkers = 0\nmax_uses = 0", "pool.workers: must be at least 1; pool.max_uses: must be at least 1"),
-        # What would make it two lines.
+        # Line breaks in keys and values.
         ('[pool]\n"a\\nb" = 1', "pool.a\\nb: unknown key"),
-        ('[queue]\ntimeout = "1s\\n\\u0085!"', 'queue.timeout: "1s\\n\\x85!" is no duration such as "90s" or "5min"'),
+        ('[queue]\ntimeout = "s\\n\\u0085!"', 'queue.timeout: "s\\n\\x85!" is not a duration such as "90s" or "5min"'),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_one_line_of_place_and_reason(text: str, reason: str) -> None:
+def test_an_error_is_one_line_of_key_and_reason(text: str, reason: str) -> None:
     assert refusal(text) == reason
 
 
-@pytest.mark.parametrize("place", [(section, key) for section, keys in LATER.items() for key in keys])
+@pytest.mark.parametrize("place", [(section, key) for section, keys in RESERVED.items() for key in keys])
 @pytest.mark.parametrize("value", ["1", '"1s"', "true", "[]"])
-def test_keys_of_later_versions_are_refused_as_such(place: tuple[str, str], value: str) -> None:
+def test_reserved_keys_are_refused_as_not_supported_yet(place: tuple[str, str], value: str) -> None:
     section, key = place
     assert refusal(f"[{section}]\n{key} = {value}") == f"{section}.{key}: not supported yet; remove it"
 
@@ -315,14 +315,14 @@ def test_keys_of_later_versions_are_refused_as_such(place: tuple[str, str], valu
     ],
     ids=["no-value", "no-bracket", "twice", "section-twice", "no-quote", "bare", "yaml", "digits", "deep", "nul"],
 )
-def test_bad_toml_is_told_with_its_line(text: str, where: str) -> None:
+def test_invalid_toml_is_reported_with_its_line(text: str, where: str) -> None:
     reason = refusal(text)
-    assert reason.startswith("no valid TOML: ")
+    assert reason.startswith("not valid TOML: ")
     assert where in reason
 
 
 @pytest.mark.parametrize("uses", [1, 2, 3, 4, 10])
-def test_a_small_max_uses_works_alone(uses: int) -> None:
+def test_a_small_max_uses_is_valid_without_other_keys(uses: int) -> None:
     pool = parse(f"[pool]\nmax_uses = {uses}", "ooodd.toml").pool
     assert (pool.max_uses, pool.max_uses_jitter) == (uses, min(3, uses - 1))
 
@@ -352,8 +352,8 @@ def test_durations_are_as_in_systemd(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", " ", "s", "-1", "1e3", "1,5s", "5M", "1 fortnight", "1s!", "٣s", "infinity", "1."]
 )
-def test_what_is_no_duration_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown unit|no duration"):
+def test_other_text_than_a_duration_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown unit|not a duration"):
         parse_duration(text)
 
 
@@ -376,12 +376,12 @@ def test_sizes_are_as_in_systemd(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", " ", "G", "-1", "1e3", "1,5G", "1g", "1GB", "1GiB", "1G!", "٣G", "infinity", "1."]
 )
-def test_what_is_no_size_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="no size"):
+def test_other_text_than_a_size_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
 
 
-@unhurried
+@without_deadline
 @given(st.text() | st.text("0123456789. KMGTB\n"))
 def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     try:
@@ -392,7 +392,7 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     assert size >= 0
 
 
-@unhurried
+@without_deadline
 @given(st.text() | st.text("0123456789. smhdwinuµec\n"))
 def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
     try:
@@ -416,7 +416,7 @@ def _inline(value: object) -> str:
     return str(value)
 
 
-# json.dumps spells characters beyond 16 bits as two surrogates, which TOML forbids; DEL it leaves alone.
+# json.dumps writes characters above 16 bits as two surrogates, which TOML forbids. It does not escape DEL.
 _TEXT = st.text(st.characters(max_codepoint=0xD7FF, blacklist_characters="\x7f"), max_size=12)
 _VALUES = st.recursive(
     st.sampled_from(["infinity", "1G", "90s"])
@@ -435,7 +435,7 @@ _DOCUMENTS = st.dictionaries(
 )
 
 
-@unhurried
+@without_deadline
 @given(_DOCUMENTS)
 @example({"pool": {"workers": 10**400}, "queue": {"timeout": 10**400}})
 @example({"data_path": {"mode": ["handoff"]}})
@@ -444,20 +444,20 @@ def test_any_document_gives_a_configuration_or_one_line(document: dict[str, obje
     result = outcome(toml(document))
     if isinstance(result, str):
         assert result.isprintable()
-        assert "no valid TOML" not in result
+        assert "not valid TOML" not in result
     else:
         assert result.pool.max_uses_jitter < result.pool.max_uses
         assert max(result.pool.min_workers, result.pool.spare_workers) <= result.pool.workers
 
 
-@unhurried
+@without_deadline
 @given(st.text())
 def test_any_text_gives_a_configuration_or_one_line(text: str) -> None:
     result = outcome(text)
     assert isinstance(result, Config) or result.isprintable()
 
 
-def load_refusal(path: Path) -> str:
+def refusal_of_file(path: Path) -> str:
     with pytest.raises(ConfigError) as refused:
         load(path)
     assert refused.value.exit_status == 78
@@ -480,7 +480,7 @@ def test_the_manual_has_an_entry_for_each_key_and_no_other() -> None:
     ]
     assert entries == ENTRIES
     later = manual.partition("# NOT SUPPORTED YET")[2]
-    assert all(f"*{key}*" in later for keys in LATER.values() for key in keys)
+    assert all(f"*{key}*" in later for keys in RESERVED.values() for key in keys)
 
 
 def test_the_example_has_an_entry_for_each_key_and_no_other() -> None:
@@ -517,16 +517,18 @@ def test_the_default_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_absent_named_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "absent.toml"
-    assert load_refusal(path) == (f"{path}: No such file or directory; give an existing file, or none for all defaults")
+    assert refusal_of_file(path) == (
+        f"{path}: No such file or directory; name an existing file; without one, all defaults apply"
+    )
 
 
-def test_a_directory_is_no_file(tmp_path: Path) -> None:
-    assert load_refusal(tmp_path).startswith(f"{tmp_path}: Is a directory; ")
+def test_a_directory_is_an_error(tmp_path: Path) -> None:
+    assert refusal_of_file(tmp_path).startswith(f"{tmp_path}: Is a directory; ")
 
 
 def test_a_file_below_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "Not a directory" in load_refusal(tmp_path / "file" / "ooodd.toml")
+    assert "Not a directory" in refusal_of_file(tmp_path / "file" / "ooodd.toml")
 
 
 def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,19 +539,19 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", deny)
-    assert load_refusal(path) == f"{path}: Permission denied; it must be readable by the user that runs ooodd"
+    assert refusal_of_file(path) == f"{path}: Permission denied; it must be readable by the user that runs ooodd"
 
 
-def test_a_file_that_is_not_utf_8_is_told_with_the_byte(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_reported_with_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "ooodd.toml"
     path.write_bytes(b"# gr\xfcn\n")
-    assert load_refusal(path) == f"{path}: not UTF-8 at byte 4"
+    assert refusal_of_file(path) == f"{path}: not UTF-8 at byte 4"
 
 
-def test_the_files_name_leads_the_line(tmp_path: Path) -> None:
+def test_the_line_begins_with_the_files_name(tmp_path: Path) -> None:
     path = tmp_path / "ooodd.toml"
     path.write_text("[pool]\nworkers = 0\n")
-    assert load_refusal(path) == f"{path}: pool.workers: must be at least 1"
+    assert refusal_of_file(path) == f"{path}: pool.workers: must be at least 1"
 
 
 @pytest.mark.parametrize("text", ["", '[pool]\nmax_age = "1h"\nmax_memory = "1G"\n[log]\nlevel = "detail"\n'])
@@ -559,5 +561,5 @@ def test_a_configuration_can_be_written_and_read(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{", '{"pool": 7}', '{"pool": {"wrokers": 7}}', '{"later": {}}'])
-def test_what_is_no_configuration_is_none(text: str) -> None:
+def test_other_text_than_a_configuration_is_none(text: str) -> None:
     assert from_json(text) is None

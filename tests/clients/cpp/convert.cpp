@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // convert HOST PORT SOURCE TARGET.pdf: converts a document to PDF through an office's UNO port, with LibreOffice's C++
-// library and no office of its own: the local component context is the library's alone.
+// library. The local component context belongs to the library; this process is not an office.
 //
-// The office loads SOURCE by its path; the PDF comes back over the connection, to a stream of the client's. Each step is
-// a line of JSON, as convert.py's.
+// The office loads SOURCE by its path. The PDF comes back over the connection, to a stream of the client. Each step
+// writes a line of JSON, as in convert.py.
 
 #include <fstream>
 #include <iostream>
@@ -28,7 +28,7 @@ using uno::Reference;
 
 namespace
 {
-// Writes what the office sends to a file.
+// Writes the bytes from the office to a file.
 class FileOutput : public cppu::WeakImplHelper1<io::XOutputStream>
 {
 public:

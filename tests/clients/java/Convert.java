@@ -22,14 +22,14 @@ import java.nio.file.Paths;
 /**
  * Converts a document to PDF through an office's UNO port, with LibreOffice's own Java library.
  *
- * <p>{@code Convert HOST PORT SOURCE TARGET.pdf}. The office loads SOURCE by its path; the PDF comes back over the
- * connection, to a stream of the client's. Each step is a line of JSON, as convert.py's. The connection is never
- * disposed: the library's threads are ended by {@code System.exit}, which is what most programs do.
+ * <p>{@code Convert HOST PORT SOURCE TARGET.pdf}. The office loads SOURCE by its path. The PDF comes back over the
+ * connection, to a stream of the client. Each step writes a line of JSON, as in convert.py. The connection is never
+ * disposed: {@code System.exit} ends the library's threads, as in most programs.
  */
 public final class Convert {
     private Convert() {}
 
-    /** Writes what the office sends to a file. */
+    /** Writes the bytes from the office to a file. */
     private static final class FileOutput implements XOutputStream {
         private final OutputStream file;
 
@@ -52,7 +52,7 @@ public final class Convert {
             run(file::close);
         }
 
-        /** An action that may fail as files do. */
+        /** An action on a file that may fail. */
         private interface Action {
             void run() throws IOException;
         }
@@ -117,7 +117,7 @@ public final class Convert {
         System.out.println("{\"step\": \"" + name + "\"}");
     }
 
-    /** Connects and converts; exit status 1 and the exception on standard error if that fails. */
+    /** Connects and converts. On failure, writes the exception to standard error and exits with 1. */
     public static void main(String[] arguments) {
         try {
             XComponentContext context = connect(arguments[0], arguments[1]);

@@ -61,9 +61,9 @@ def test_a_session_that_was_served_at_once_is_read(client: socket.socket, office
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_session_of_a_client_that_was_queued_is_read(
-    client: socket.socket, office: socket.socket, reverse: bool
-) -> None:  # noqa: FBT001
+def test_a_session_that_was_queued_is_read(
+    client: socket.socket, office: socket.socket, reverse: bool,  # noqa: FBT001
+) -> None:
     left = {client_name(17, 8640.0): [client], office_name(17, 3, 8641.0): [office]}
     (kept,), _ = read(dict(reversed(left.items())) if reverse else left)
     assert (kept.worker, kept.since, set(kept.names)) == (3, 8641.0, set(left))
@@ -95,9 +95,7 @@ def test_a_time_before_boot_is_read(client: socket.socket) -> None:
     assert (kept.since, unknown) == (-3600.0, [])
 
 
-@pytest.mark.parametrize(
-    "name", ["client", "client-x-1", "client-1", "office-1-2", "stored", "client-1-2-3", ""]
-)
+@pytest.mark.parametrize("name", ["client", "client-x-1", "client-1", "office-1-2", "stored", "client-1-2-3", ""])
 def test_other_names_mean_nothing(client: socket.socket, name: str) -> None:
     assert read({name: [client]}) == ([], [name])
 
