@@ -62,7 +62,9 @@ def test_a_session_that_was_served_at_once_is_read(client: socket.socket, office
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_session_that_was_queued_is_read(
-    client: socket.socket, office: socket.socket, reverse: bool,  # noqa: FBT001
+    client: socket.socket,
+    office: socket.socket,
+    reverse: bool,  # noqa: FBT001
 ) -> None:
     left = {client_name(17, 8640.0): [client], office_name(17, 3, 8641.0): [office]}
     (kept,), _ = read(dict(reversed(left.items())) if reverse else left)
