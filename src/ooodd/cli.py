@@ -9,14 +9,16 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ooodd import __version__, config, messages
 from ooodd.broker.broker import Broker, End
+from ooodd.broker.kept import read
 from ooodd.control.client import ask
 from ooodd.control.server import ControlServer
 from ooodd.control.status import snapshot
@@ -105,9 +107,13 @@ async def _run_as_service(options: argparse.Namespace) -> int:
     try:
         sockets, passed = listeners.from_systemd()
         store, left = fdstore.take_over(notifier, passed)
-        settings = _load(options, store, len(left), journal)
-        journal.set_level(settings.log.level)
-        await _serve_as_service(options, settings, journal, notifier, store, left, sockets)
+        try:
+            settings = _load(options, store, len(read(left)[0]), journal)
+            journal.set_level(settings.log.level)
+            await _serve_as_service(options, settings, journal, notifier, store, left, sockets)
+        finally:
+            for connection in chain(*left.values()):  # those that no broker has adopted; they stay in the store
+                connection.close()
     except OooddError as error:
         journal.log(messages.BROKER_FAILED, error=error)
         if isinstance(error, ConfigError):
@@ -126,7 +132,7 @@ async def _serve_as_service(
     journal: Journal,
     notifier: SystemdNotifier,
     store: FdStore,
-    left: Mapping[str, Sequence[socket.socket]],
+    left: dict[str, list[socket.socket]],
     sockets: Sequence[socket.socket],
 ) -> None:
     """Go on with what an earlier broker left. All that can fail comes before: then it stays in the store."""
@@ -138,6 +144,7 @@ async def _serve_as_service(
             await supervisor.stop_others(_ours(await supervisor.running()))
             running = _ours(await supervisor.running())  # nothing is awaited until they are the broker's
             broker.adopt(left, running)
+            left.clear()  # the broker's to close from now on
             await broker.run(sockets, ends_unused=True)
     finally:
         await supervisor.close()

@@ -311,7 +311,7 @@ class MemoryFdStore:
 
     def take_over(self) -> tuple[Self, dict[str, list[socket.socket]]]:
         """Return the next broker's store, and what it finds; the sockets are the caller's to close."""
-        heir = type(self)(self.marks)
+        heir = type(self)(Marks(bytearray(self.marks.memory)))
         heir.kept, self.kept = self.kept, {}
         return heir, {name: [each.dup() for each in kept] for name, kept in heir.kept.items()}
 

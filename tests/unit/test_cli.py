@@ -16,15 +16,14 @@ from pathlib import Path
 import pytest
 
 import ooodd
-from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier
+from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier, MemoryFdStore
 from ooodd import cli, config, messages
 from ooodd.broker.broker import End
 from ooodd.cli import main
-from ooodd.control import server as admin
+from ooodd.control.client import ask
 from ooodd.errors import AdminError, OooddError
 from ooodd.office.office import Office
 from ooodd.systemd import listeners
-from ooodd.systemd.fdstore import MemoryStore
 from ooodd.systemd.notify import Notifier
 
 SOURCE = Path(ooodd.__file__).parents[1]
@@ -110,7 +109,7 @@ def test_asking_when_nothing_runs_says_what_to_do(
 def test_status_prints_json_or_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     totals = {"sessions": 0, "refused": 0}
     answer = {"workers": [], "queue": {"length": 0, "oldest_wait": 0.0}, "totals": totals, "config": {}}
-    monkeypatch.setattr("ooodd.control.server.ask", lambda *_: answer)
+    monkeypatch.setattr("ooodd.cli.ask", lambda *_: answer)
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
     assert main(["status"]) == 0
@@ -158,14 +157,14 @@ def answers(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> 
             raise error
         return {"done": True}
 
-    monkeypatch.setattr("ooodd.control.server.ask", ask)
+    monkeypatch.setattr("ooodd.cli.ask", ask)
     return asked
 
 
 def test_a_reader_that_leaves_is_no_traceback(directory: Path) -> None:
     # Linux gives a pipe 64 KiB; an answer that doesn't fit meets nobody.
     (directory / "sitecustomize.py").write_text(
-        "from ooodd.control import server\nserver.ask = lambda *_: {'workers': 'x' * 1_000_000}\n"
+        "from ooodd.control import client\nclient.ask = lambda *_: {'workers': 'x' * 1_000_000}\n"
     )
     result = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m ooodd status --json | true"],
@@ -282,7 +281,7 @@ class FakeUnits(FakeSupervisor):
             await self.stop(number)
 
 
-class Ear(ListNotifier):
+class ClosableNotifier(ListNotifier):
     def close(self) -> None:
         pass
 
@@ -297,15 +296,15 @@ class Service:
         self.port = listeners.listen("127.0.0.1:0")
         self.units = FakeUnits(directory)
         self.journal = ListJournal()
-        self.store = MemoryStore()
+        self.store = MemoryFdStore()
         monkeypatch.setenv("NOTIFY_SOCKET", "/absent")
         monkeypatch.setattr(cli, "SystemdJournal", lambda _: self.journal)
-        monkeypatch.setattr(cli, "SystemdNotifier", Ear)
+        monkeypatch.setattr(cli, "SystemdNotifier", ClosableNotifier)
         monkeypatch.setattr("ooodd.systemd.listeners.from_systemd", lambda: ([self.port.dup()], {}))
-        monkeypatch.setattr("ooodd.cli.SystemdStore.take_over", self._take_over)
+        monkeypatch.setattr("ooodd.systemd.fdstore.take_over", self._take_over)
         monkeypatch.setattr("ooodd.cli.UnitSupervisor.connect", self._connect)
 
-    def _take_over(self, _: Notifier, __: Mapping[int, str]) -> tuple[MemoryStore, dict[str, list[socket.socket]]]:
+    def _take_over(self, _: Notifier, __: Mapping[int, str]) -> tuple[MemoryFdStore, dict[str, list[socket.socket]]]:
         self.store, left = self.store.take_over()
         return self.store, left
 
@@ -323,7 +322,7 @@ class Service:
         return FakeClient(self.port.getsockname())
 
     async def ask(self, command: str) -> None:
-        await asyncio.to_thread(admin.ask, self.directory, command)
+        await asyncio.to_thread(ask, self.directory, command)
 
 
 @contextlib.asynccontextmanager
@@ -339,6 +338,11 @@ async def service_here(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service
 
 
 HELLO = GREETING + OPENING
+
+
+async def echoes(client: FakeClient) -> bool:
+    await client.send(b"on and on")
+    return await client.receive(9) == b"on and on"
 
 
 async def test_a_service_that_is_stopped_waits_for_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +383,7 @@ async def test_a_service_that_is_restarted_goes_on_with_sessions_and_who_waits(
         async with it.client() as busy, it.client() as waiting:
             assert await busy.open() == HELLO
             await waiting.send(OPENING)
-            while len(it.store.kept) < 2:  # noqa: ASYNC110 - the store has no event
+            while len({name.split("-")[1] for name in it.store.kept}) < 2:  # noqa: ASYNC110 - the store has no event
                 await asyncio.sleep(0)
             it.units.job = "restart"
             os.kill(os.getpid(), signal.SIGTERM)
@@ -428,6 +432,51 @@ async def test_a_restart_with_a_bad_configuration_loses_nobody(monkeypatch: pyte
         it.store.close()
         assert await it.start() == 78
         assert it.journal.count(messages.BROKER_FAILED) == 1
+
+
+async def test_a_broker_that_cannot_start_leaves_the_sessions_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        it.configuration.write_text("[pool]\nworkers = 1\n")
+        running = it.start()
+        async with it.client() as client, it.client() as waiting:
+            assert await client.open() == HELLO
+            await waiting.send(OPENING)
+            while len({name.split("-")[1] for name in it.store.kept}) < 2:  # noqa: ASYNC110 - the store has no event
+                await asyncio.sleep(0)
+            it.units.job = "restart"
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running == 0
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(str(it.directory / "control"))
+                other.listen()
+                assert await it.start() == 1
+            assert it.journal.count(messages.BROKER_FAILED) == 1
+            it.units.job = None
+            running = it.start()
+            assert await echoes(client)
+            client.socket.close()
+            assert await waiting.receive(len(HELLO)) == HELLO
+        await it.ask("drain")
+        assert await running == 0
+
+
+async def test_a_broker_that_fails_leaves_the_sessions_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service_here(monkeypatch) as it:
+        running = it.start()
+        async with it.client() as client:
+            assert await client.open() == HELLO
+            it.units.job = "restart"
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running == 0
+            with monkeypatch.context() as patch:
+                patch.setattr("ooodd.broker.broker.Reporter.ready", lambda _: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await it.start()
+            it.units.job = None
+            running = it.start()
+            assert await echoes(client)
+        await it.ask("drain")
+        assert await running == 0
 
 
 async def test_a_second_sigterm_changes_nothing_and_sigint_ends_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,28 +16,33 @@ class Hangups:
     """Watches any number of sockets for the end of the other side's stream. Its owner calls `close`."""
 
     def __init__(self) -> None:
-        """Begin to watch, on the running loop."""
-        self._epoll = select.epoll()
+        """Watch nothing yet, on the running loop."""
+        self._epoll: select.epoll | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll, self._poll)
 
     def watch(self, connection: socket.socket, hung_up: Callable[[], None]) -> None:
         """Call `hung_up` once when the other side has closed or is lost. Call `unwatch` before the socket is closed."""
         self._callbacks[connection.fileno()] = hung_up
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._loop.add_reader(self._epoll, self._poll)
         self._epoll.register(connection, select.EPOLLRDHUP)
 
     def unwatch(self, connection: socket.socket) -> None:
         """Watch the socket no more. Does nothing if it is not watched."""
         if self._callbacks.pop(connection.fileno(), None) is not None:
+            assert self._epoll is not None
             self._epoll.unregister(connection)
 
     def close(self) -> None:
         """Watch nothing any more."""
-        self._loop.remove_reader(self._epoll)
-        self._epoll.close()
+        if self._epoll is not None:
+            self._loop.remove_reader(self._epoll)
+            self._epoll.close()
 
     def _poll(self) -> None:
+        assert self._epoll is not None
         for descriptor, _ in self._epoll.poll(0):
             hung_up = self._callbacks.pop(descriptor, None)  # an earlier callback may have unwatched it
             if hung_up is not None:

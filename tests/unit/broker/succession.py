@@ -134,7 +134,8 @@ class Machine:
         broker, self.supervisor.lost = self.broker, lambda *_: None
         broker._end = End.HAND_OVER
         broker._acceptor.accept_from([])
-        asyncio.get_running_loop().remove_reader(broker._hangups._epoll)
+        if broker._hangups._epoll is not None:
+            asyncio.get_running_loop().remove_reader(broker._hangups._epoll)
         for client in list(broker.driver.clients.values()):
             self._inherited += client.connections
             if client.connection.fileno() == -1:  # the dead had closed it
@@ -157,8 +158,7 @@ class Machine:
         """Wait until nothing is left of the dead, and see what it has left."""
         if self._dying:
             await asyncio.wait(self._dying)
-        if not self.broker._hangups._epoll.closed:  # it had not even begun
-            await self.broker._close()
+        await self.broker._close()
         for each in self._inherited:
             each.close()
         self.left = self.keep.take_over()
