@@ -9,29 +9,21 @@ import string
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import ooodd
 from ooodd import messages
-from ooodd.broker.broker import _STOP_MESSAGES, Broker
-from ooodd.config import Config, parse
 from ooodd.journal import StreamJournal
-from ooodd.messages import LEVELS, REFUSALS, Message, Priority
-from ooodd.pool.actions import Reason
+from ooodd.messages import LEVELS, Message, Priority
 
 SOURCE = Path(ooodd.__file__).parent
 CATALOG = Path(__file__).parents[2] / "systemd" / "ooodd.catalog"
 NAMES = {name: value for name, value in vars(messages).items() if isinstance(value, Message)}
 # What ooodd.journal makes fields of.
 VARIABLES = {"@OOODD_WORKER@": "worker", "@OOODD_CLIENT@": "client", "@OOODD_SESSION@": "session"}
-# Sent by way of a variable, in Broker._tell_why.
-INDIRECT = {
-    name: {"worker", "detail"}
-    for name, message in NAMES.items()
-    if message in (*_STOP_MESSAGES.values(), messages.WORKER_RECYCLED)
-}
+# Sent by way of a variable: the reasons for which a worker is stopped.
+INDIRECT = {f"WORKER_{reason}": {"worker", "detail"} for reason in ("CRASHED", "HUNG", "DIRTY", "RECYCLED")}
 
 
 def senders() -> Iterator[tuple[str, set[str]]]:
@@ -66,8 +58,8 @@ def entries() -> dict[str, tuple[dict[str, str], str]]:
 
 
 def test_each_id_is_its_own_and_128_bits_in_hex() -> None:
-    identifiers = [message.id for message in messages.ALL]
-    assert len(set(identifiers)) == len(identifiers) == len(NAMES)
+    identifiers = [message.id for message in NAMES.values()]
+    assert len(set(identifiers)) == len(identifiers)
     assert all(re.fullmatch(r"[0-9a-f]{32}", identifier) for identifier in identifiers)
     # sd_id128_randomize(3): a random one, version 4 of variant 1.
     assert all(identifier[12] == "4" and identifier[16] in "89ab" for identifier in identifiers)
@@ -112,64 +104,11 @@ def test_a_journal_goes_by_another_level_when_it_is_told() -> None:
     assert stream.getvalue() == "ooodd: heard\n"
 
 
-# What clients are told
-
-
-def reasons_to_refuse() -> set[Reason]:
-    """Return the reasons that pool and broker give as they refuse a client."""
-    found = set()
-    for name in ("pool/pool.py", "broker/broker.py"):
-        for node in ast.walk(ast.parse((SOURCE / name).read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                if node.func.attr in ("_refuse", "turn_away"):
-                    found |= {constant_of(argument) for argument in node.args}
-            elif isinstance(node, ast.FunctionDef) and node.name in ("_objection", "_refuse_who_waited"):
-                found |= {constant_of(each) for each in ast.walk(node) if isinstance(each, ast.expr)}
-    return {Reason[name] for name in found if name is not None}
-
-
-def constant_of(node: ast.expr | None) -> str | None:
-    """Return X of Reason.X."""
-    is_reason = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason"
-    return node.attr if isinstance(node, ast.Attribute) and is_reason else None
-
-
-def refusal(reason: Reason, config: Config) -> str:
-    """Return the text as the broker makes it."""
-    pool = SimpleNamespace(queue=[1, 2, 3], trouble="no office in {nowhere}: install one")
-    broker = SimpleNamespace(config=config, pool=pool)
-    client = SimpleNamespace(peer=SimpleNamespace(name="192.0.2.1:5", host="192.0.2.1"))
-    return Broker._refusal(broker, client, reason)  # type: ignore[arg-type]
-
-
-def test_each_reason_to_refuse_a_client_has_a_text_and_no_text_is_without_one() -> None:
-    assert set(REFUSALS) == reasons_to_refuse()
-
-
-@pytest.mark.parametrize("reason", REFUSALS)
-def test_each_refusal_says_who_speaks_what_is_wrong_and_what_to_do(reason: Reason) -> None:
-    text = refusal(reason, parse("[queue]\nmax_per_host = 9\n", "test"))
-    assert text.startswith("ooodd: ")
-    assert text.isprintable()
-    assert "None" not in text
-    assert re.search(r"try again|\[(queue|pool)\]|LimitNOFILE=|install", text), "what is to be done?"
-
-
-def test_refusals_have_the_values_in_force() -> None:
-    config = parse('[pool]\nworkers = 7\n[queue]\nmax_per_host = 9\ntimeout = "90s"\n', "test")
-    assert "all 7 workers" in refusal(Reason.QUEUE_FULL, config)
-    assert "3 clients wait already" in refusal(Reason.QUEUE_FULL, config)
-    assert "9 clients of 192.0.2.1 wait already" in refusal(Reason.HOST_FULL, config)
-    assert "within 90 s" in refusal(Reason.WAITED_TOO_LONG, config)
-    assert "sessions of 192.0.2.1 hold all 7 workers" in refusal(Reason.WAITS_FOR_ITSELF, config)
-    assert refusal(Reason.NO_OFFICE, config).endswith(": no office in {nowhere}: install one")
-
-
 # The catalog
 
 
 def test_each_message_has_an_entry_and_no_entry_is_without_one() -> None:
-    assert set(entries()) == {message.id for message in messages.ALL}
+    assert set(entries()) == {message.id for message in NAMES.values()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,14 +146,3 @@ def test_systemd_takes_the_catalog(tmp_path: Path) -> None:
     listed = dict(line.split(" ", 1) for line in journalctl("--list-catalog").splitlines())
     assert listed == {identifier: f"ooodd: {headers['Subject']}" for identifier, (headers, _) in entries().items()}
     assert messages.WORKER_CRASHED.id in journalctl("--dump-catalog", messages.WORKER_CRASHED.id)
-
-
-class FullStream(io.StringIO):
-    """A place that takes no more."""
-
-    def write(self, _: str) -> int:
-        raise OSError(28, "No space left on device")
-
-
-def test_a_line_that_can_not_be_written_disturbs_nobody() -> None:
-    StreamJournal("info", FullStream()).log(messages.BUS_BACK)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The keeper: starts, probes and stops the office of each worker, as the pool decides, and reports what came of it.
+"""The keeper: starts, probes and stops the office of each worker when the pool decides so, and reports the outcome.
 
-One thing at a time for each worker. A probe is the sans-IO conversation of `uno.probe`, held here over a socket.
+It does one thing at a time for each worker. A probe is the sans-IO conversation of `uno.probe`, here over a socket.
+
+An office that can't be reached has ended, or is about to: it closes its pipe first, and its process may need another
+second. Only the supervisor knows when it has ended, and whether that was a crash, so its report (`lost`) decides.
 """
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError, describe
@@ -19,14 +22,18 @@ from ooodd.uno.probe import Findings, Probe
 
 _Result = TypeVar("_Result")
 
-# The pipe appears when the office is ready; nothing else tells it, so try to connect, ever less often, in seconds.
-_FIRST_TRY = 0.005
-_LAST_TRY = 0.1
+# The pipe appears when the office is ready, and there is no event for that: so try to connect. The pause between two
+# tries grows from the first to the last, in seconds.
+_FIRST_PAUSE = 0.005
+_LAST_PAUSE = 0.1
+# How long to wait for the report that an unreachable office has ended, in seconds. It comes within 0.1 s as a rule, and
+# has taken 1 s. An office of which none comes hangs.
+END_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an inspection says: the fault for which the office can't go on, if any, and the bytes that it has taken."""
+    """The result of an inspection: why the office can't be used again, or None, and its memory in bytes."""
 
     fault: Reason | None = None
     detail: str = ""
@@ -34,98 +41,118 @@ class Verdict:
 
 
 class Events(Protocol):
-    """Who is told what became of the pool's actions."""
+    """The owner of the keeper, which gets its reports."""
 
     def worker_ready(self, number: int, office: Office) -> None:
-        """Tell that the office of a worker can be leased."""
+        """The worker has started, and its office can be leased."""
 
     def worker_not_started(self, number: int, detail: str) -> None:
-        """Tell that the worker could not be started."""
+        """The worker could not be started."""
 
     def worker_probed(self, number: int, verdict: Verdict) -> None:
-        """Tell what became of a probe."""
+        """The probe of an idle worker has ended."""
 
     def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
-        """Tell that a started worker ended by itself."""
+        """The office of a worker has ended by itself."""
 
     def worker_stopped(self, number: int) -> None:
-        """Tell that nothing of the worker is left."""
+        """The worker is stopped, and nothing of its office is left."""
 
     def worker_not_stopped(self, number: int, detail: str) -> None:
-        """Tell that the worker could not be stopped; `worker_stopped` follows: a start ends what is left first."""
+        """The worker could not be stopped. `worker_stopped` follows, since the next start ends what is left."""
+
+
+@dataclass(eq=False)
+class _Running:
+    """The office of a worker, from the return of its start to its stop."""
+
+    office: Office
+    # Set when the supervisor has reported its end, or when it is stopped.
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Keeper:
-    """Carries out the pool's Start, Stop and Probe, one at a time for each worker, and reports what came of it."""
+    """Carries out the pool's Start, Stop and Probe, one at a time for each worker, and reports the outcome."""
 
     def __init__(self, supervisor: Supervisor, events: Events, start_timeout: float, probe_timeout: float) -> None:
-        """Take over the supervisor's `lost`; closing the supervisor stays the caller's. Times in seconds."""
+        """Set the supervisor's `lost`. The caller closes the supervisor. Times in seconds."""
         self._supervisor = supervisor
         self._events = events
         self.start_timeout = start_timeout
         self.probe_timeout = probe_timeout
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._offices: dict[int, Office] = {}
-        # Workers whose start was refused, so that there is nothing to stop.
-        self._absent: set[int] = set()
-        # Offices that ended before the start that made them has returned, and how.
+        self._running: dict[int, _Running] = {}
+        # Workers whose start was refused: nothing runs that would have to be stopped.
+        self._refused: set[int] = set()
+        # Offices whose end was reported before the start that made them has returned, with the detail.
         self._ended_early: dict[int, tuple[Office, str]] = {}
         supervisor.lost = self._lost
 
     def office(self, number: int) -> Office:
-        """Return the office that the worker runs; `WorkerLostError` if it runs none."""
-        try:
-            return self._offices[number]
-        except KeyError:
-            raise WorkerLostError(f"worker {number} runs no office") from None
+        """Return the office of the worker; `WorkerLostError` if it has none."""
+        return self._of(number).office
 
     async def inspect(self, number: int, within: float) -> Verdict:
-        """Find out whether the worker's office is fit for the next client, see `inspect`.
+        """Find out whether the worker's office is fit for the next client, by a probe of at most `within` seconds.
 
-        Raises `WorkerLostError` if the worker runs no office, and `NoDescriptorError`.
+        If the office can't be reached, wait for the supervisor's report of its end, `END_TIMEOUT` seconds at most. The
+        verdict is CRASHED if the end was reported meanwhile, by `Events.worker_lost`, which knows more. Without a
+        report it is HUNG. Raises `WorkerLostError` if the worker has no office, and `NoDescriptorError`.
         """
-        return await inspect(self.office(number), within)
+        running = self._of(number)
+        verdict = await inspect(running.office, within)
+        if verdict.fault is Reason.CRASHED and not await _is_set(running.ended, END_TIMEOUT):
+            return Verdict(Reason.HUNG, f"{verdict.detail}, and its end was not reported within {END_TIMEOUT:g} s")
+        return verdict
 
     def running(self, number: int) -> Office | None:
         """Return the office that the worker runs or is starting, if any."""
-        return self._offices.get(number)
+        running = self._running.get(number)
+        return running.office if running else None
 
     def unit(self, number: int) -> str:
         """Return the name under which the supervisor knows the worker."""
         return self._supervisor.unit(number)
 
     def details(self, number: int) -> str:
-        """Return where there is more to read of the worker."""
+        """Return where an administrator finds more about the worker, as the end of a message."""
         return self._supervisor.details(number)
 
     def start(self, number: int) -> None:
         """Begin to start the worker."""
-        self._absent.discard(number)
+        self._refused.discard(number)
         self._run(number, self._start(number))
 
     def adopt(self, number: int, office: Office) -> None:
-        """Take over a running office."""
-        self._offices[number] = office
+        """Use a running office that an earlier broker has started."""
+        self._running[number] = _Running(office)
 
     def probe(self, number: int) -> None:
-        """Begin to inspect a worker that has no client."""
+        """Begin to inspect an idle worker."""
         self._run(number, self._probe(number))
 
     def stop(self, number: int) -> None:
-        """Begin to stop the worker, whatever is under way for it."""
-        self._offices.pop(number, None)
+        """Begin to stop the worker. A start or probe under way is cancelled."""
+        if (running := self._running.pop(number, None)) is not None:
+            running.ended.set()
         self._run(number, self._stop(number, self._tasks.get(number)))
 
     def ignore_losses(self) -> None:
-        """Tell of no lost office any more: nobody is there to act on it. The next broker finds out by itself."""
+        """Report no lost office any more. The next broker finds out by itself which offices run."""
         self._supervisor.lost = lambda *_: None
 
     async def close(self) -> None:
-        """Cancel what is under way, without regard to the offices."""
+        """Cancel what is under way. Offices are left as they are."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _of(self, number: int) -> _Running:
+        try:
+            return self._running[number]
+        except KeyError:
+            raise WorkerLostError(f"worker {number} runs no office") from None
 
     def _run(self, number: int, work: Coroutine[None, None, None]) -> None:
         task = self._tasks[number] = asyncio.create_task(work, name=f"worker {number}")
@@ -134,62 +161,75 @@ class Keeper:
     async def _start(self, number: int) -> None:
         try:
             self._ended_early.pop(number, None)
-            office = self._offices[number] = await _to_its_end(self._supervisor.start(number))
+            office = await _uncancelled(self._supervisor.start(number))
+            self._running[number] = _Running(office)
             if (early := self._ended_early.pop(number, None)) is not None and early[0] is office:
                 raise StartError(early[1])  # noqa: TRY301
             await wait_ready(office, self.start_timeout)
-        except Exception as error:  # noqa: BLE001 - of ours too: the worker is tried again, later
-            if isinstance(error, StartError) and number not in self._offices:
-                self._absent.add(number)
+        except Exception as error:  # noqa: BLE001 - bugs too: the worker is started again, later
+            if isinstance(error, StartError) and number not in self._running:
+                self._refused.add(number)
             self._events.worker_not_started(number, describe(error))
         else:
             self._events.worker_ready(number, office)
 
     async def _probe(self, number: int) -> None:
+        running = self._running.get(number)
         try:
             verdict = await self.inspect(number, self.probe_timeout)
-        except NoDescriptorError:  # that says nothing of the office
+        except NoDescriptorError:  # which is no fault of the office
             verdict = Verdict()
-        except Exception as error:  # noqa: BLE001 - of ours: the worker is replaced rather than trusted
+        except Exception as error:  # noqa: BLE001 - a bug: the worker is replaced rather than trusted
             verdict = Verdict(Reason.CUT_OFF, describe(error))
-        self._events.worker_probed(number, verdict)
+        if self._running.get(number) is running:  # else it is being stopped
+            self._events.worker_probed(number, verdict)
 
     async def _stop(self, number: int, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             before.cancel()
             await asyncio.gather(before, return_exceptions=True)
         try:
-            if number not in self._absent:
+            if number not in self._refused:
                 await self._supervisor.stop(number)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - bugs too: the next start ends what is left
             self._events.worker_not_stopped(number, describe(error))
         self._events.worker_stopped(number)
 
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
-        if self._offices.get(number) is office:
+        running = self._running.get(number)
+        if running is not None and running.office is office:
+            running.ended.set()
             self._events.worker_lost(number, reason, detail)
         else:
             self._ended_early[number] = office, detail
 
 
-async def _to_its_end(work: Coroutine[None, None, _Result]) -> _Result:
-    """Do the work even if cancelled meanwhile: a start that is broken off leaves nobody knows what."""
+async def _is_set(event: asyncio.Event, within: float) -> bool:
+    """Wait until the event is set, and return whether it was `within` seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            await event.wait()
+    return event.is_set()
+
+
+async def _uncancelled(work: Coroutine[None, None, _Result]) -> _Result:
+    """Finish the work even if the caller is cancelled meanwhile: nobody knows what an unfinished start has left."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # nobody wants to know, and asyncio complains of one that was never asked for
+            task.exception()  # nobody needs it, but asyncio logs an exception that is never retrieved
         raise
 
 
 async def probe(office: Office, within: float) -> Findings:
-    """Ask the office something that only one whose SolarMutex is free answers, and what is open in it.
+    """Ask the office which documents and frames are open in it. It answers only while its SolarMutex is free.
 
-    Returns when the office has closed its end too: a client that comes next is alone. Raises `WorkerLostError` if
-    it can't be reached, `WorkerHungError` if all that takes longer than `within` seconds, `ProtocolError` if what
-    answers speaks no URP, `NoDescriptorError`.
+    Returns when the office has closed the connection too, so that the next client is alone in it. Raises
+    `WorkerLostError` if the office can't be reached, `WorkerHungError` if this takes longer than `within` seconds,
+    `ProtocolError` if the answer is no URP, and `NoDescriptorError`.
     """
     with contextlib.closing(office.connect()) as connection:
         try:
@@ -216,9 +256,9 @@ async def _converse(office: Office, connection: socket.socket) -> Findings:
 
 
 async def inspect(office: Office, within: float) -> Verdict:
-    """Find out whether the office is fit for the next client; `NoDescriptorError` if that can't be found out.
+    """Find out whether the office is fit for the next client. Raises `NoDescriptorError`.
 
-    A verdict of `CRASHED` means that it can't be reached: how it ended, its supervisor will tell.
+    The verdict CRASHED says only that it can't be reached; its supervisor reports whether and how it has ended.
     """
     try:
         findings = await probe(office, within)
@@ -234,22 +274,22 @@ async def inspect(office: Office, within: float) -> Verdict:
 
 
 async def wait_ready(office: Office, within: float) -> None:
-    """Wait until the office answers a probe; `StartError` if it doesn't `within` seconds."""
-    delay = _FIRST_TRY
+    """Wait until the office answers a probe; `StartError` if it does not `within` seconds."""
+    pause = _FIRST_PAUSE
     try:
         async with asyncio.timeout(within):
             while True:
                 with contextlib.suppress(WorkerLostError):
                     await probe(office, within)
                     return
-                await asyncio.sleep(delay)
-                delay = min(delay * 1.5, _LAST_TRY)
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, _LAST_PAUSE)
     except TimeoutError as error:
         raise StartError(f"not ready within {within:g} s", "raise [pool] start_timeout if it is only slow") from error
 
 
 def _left_open(findings: Findings) -> str:
-    """Say what a client has left behind."""
+    """Describe what a client has left open."""
     left = [
         f"{count} {what}" for count, what in ((findings.components, "documents"), (findings.frames, "frames")) if count
     ]

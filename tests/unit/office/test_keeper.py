@@ -1,46 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Offices as the broker reaches them, and the keeper that carries out the pool's starts and stops."""
+"""The keeper: starts, probes and stops offices, and reports the outcome."""
 
 import asyncio
 import contextlib
 import gc
-import os
-import resource
-import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from offices import be_client, no_descriptor_left
 
-from fakes import GREETING, OPENING, FakeOffice, FakeSupervisor, until
-from ooodd.errors import (
-    NoDescriptorError,
-    OooddError,
-    ProtocolError,
-    StartError,
-    WorkerHungError,
-    WorkerLostError,
-)
-from ooodd.office.keeper import Keeper, Verdict, inspect, probe, wait_ready
+from fakes import FakeSupervisor, until
+from ooodd.errors import OooddError, WorkerLostError
+from ooodd.office import keeper as module
+from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.pool.actions import Reason
-from ooodd.uno.probe import Findings
-
-CLEAN = Findings(0, 0, current=False)
-
-# Listens as sal does and says so; ends with its standard input.
-_OTHER_PROCESS = """
-import socket, sys
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen(5)
-print("listening", flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -48,391 +25,6 @@ def directory() -> Iterator[Path]:
     """A short path: a unix socket's has 108 bytes at the most."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
-
-
-def an_office(directory: Path, pid: int | None = None) -> Office:
-    return Office("worker-1", os.getpid() if pid is None else pid, os.getuid(), directory)
-
-
-def listen(path: Path, backlog: int = 5) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(backlog)
-    return listener
-
-
-@contextlib.contextmanager
-def other_process(path: Path) -> Iterator[int]:
-    """Another process that listens at `path`; yields its id."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _OTHER_PROCESS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.communicate()
-
-
-# Office.connect
-
-
-@pytest.mark.parametrize("number", [0, 1], ids=["with-user", "without-user"])
-def test_the_pipe_is_found_under_either_name(directory: Path, number: int) -> None:
-    office = an_office(directory)
-    with listen(list(office.pipes())[number]), office.connect() as connection:
-        assert not connection.getblocking()
-        assert connection.getpeername()
-
-
-def test_no_pipe_means_lost(directory: Path) -> None:
-    with pytest.raises(WorkerLostError, match="no pipe of worker-1"):
-        an_office(directory).connect()
-
-
-def test_a_pipe_that_nobody_listens_at_means_lost(directory: Path) -> None:
-    office = an_office(directory)
-    listen(next(office.pipes())).close()
-    with pytest.raises(WorkerLostError, match="Connection refused"):
-        office.connect()
-
-
-def test_another_process_at_the_pipe_is_not_the_office(directory: Path) -> None:
-    office = an_office(directory)
-    with other_process(next(office.pipes())) as pid, pytest.raises(WorkerLostError, match=f"belongs to process {pid},"):
-        office.connect()
-
-
-def test_the_office_is_known_by_its_process_alone(directory: Path) -> None:
-    path = directory / f"OSL_PIPE_{os.getuid()}_uno"
-    with other_process(path) as pid, an_office(directory, pid).connect():
-        pass
-
-
-def test_a_symlink_to_a_strangers_socket_is_not_the_office(directory: Path) -> None:
-    office = an_office(directory)
-    with other_process(directory / "elsewhere"):
-        next(office.pipes()).symlink_to(directory / "elsewhere")
-        with pytest.raises(WorkerLostError, match="belongs to process"):
-            office.connect()
-
-
-def test_a_dangling_symlink_means_lost(directory: Path) -> None:
-    office = an_office(directory)
-    next(office.pipes()).symlink_to(directory / "nowhere")
-    with pytest.raises(WorkerLostError):
-        office.connect()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [os.mkfifo, Path.touch, Path.mkdir, lambda path: path.symlink_to(path)],
-    ids=["fifo", "file", "directory", "symlink-to-itself"],
-)
-def test_what_is_no_socket_means_lost(directory: Path, make: Callable[[Path], None]) -> None:
-    office = an_office(directory)
-    make(next(office.pipes()))
-    with pytest.raises(WorkerLostError):
-        office.connect()
-
-
-def test_a_datagram_socket_means_lost(directory: Path) -> None:
-    office = an_office(directory)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
-        stranger.bind(str(next(office.pipes())))
-        with pytest.raises(WorkerLostError):
-            office.connect()
-
-
-def test_a_full_backlog_means_lost_and_leaks_nothing(directory: Path) -> None:
-    office = an_office(directory)
-    with listen(next(office.pipes()), backlog=1), contextlib.ExitStack() as pending:
-        for _ in range(2):  # listen(2): one more than the backlog
-            pending.enter_context(office.connect())
-        with pytest.raises(WorkerLostError, match="temporarily unavailable"):
-            office.connect()
-
-
-def test_a_too_long_path_means_lost(directory: Path) -> None:
-    with pytest.raises(WorkerLostError):
-        an_office(directory / ("x" * 200)).connect()
-
-
-@contextlib.contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """Lower the limit to what is open, so that the next socket is one too many."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as stack:
-        for _ in range(100):  # the gaps between what is open
-            stack.enter_context(socket.socket())
-        least = stack.enter_context(socket.socket()).fileno()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (least, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def test_without_a_descriptor_nothing_is_said_of_the_office(directory: Path) -> None:
-    office = an_office(directory)
-    with listen(next(office.pipes())):
-        with no_descriptor_left(), pytest.raises(NoDescriptorError, match="worker-1: Too many open files"):
-            office.connect()
-        office.connect().close()
-
-
-# Office.memory
-
-
-def test_the_memory_of_an_office_is_what_it_shares_with_no_file(directory: Path) -> None:
-    before = an_office(directory).memory()
-    ballast = bytearray(os.urandom(1)) * (64 << 20)
-    assert an_office(directory).memory() - before > len(ballast) * 0.9
-
-
-def test_an_office_that_is_gone_has_no_memory(directory: Path) -> None:
-    assert an_office(directory, 2**22 + 1).memory() == 0  # PID_MAX_LIMIT
-
-
-# Office.probe
-
-
-@contextlib.asynccontextmanager
-async def fake(directory: Path, fault: str = "") -> AsyncIterator[tuple[Office, FakeOffice]]:
-    office = an_office(directory)
-    it = FakeOffice(next(office.pipes()), fault)
-    it.open()
-    try:
-        yield office, it
-    finally:
-        await it.close()
-
-
-async def be_client(office: Office) -> None:
-    """Have a session with the office."""
-    loop = asyncio.get_running_loop()
-    with office.connect() as connection:
-        await loop.sock_sendall(connection, OPENING)
-        heard = b""
-        while len(heard) < len(GREETING + OPENING):
-            heard += await loop.sock_recv(connection, 65536)
-        connection.shutdown(socket.SHUT_WR)
-        while await loop.sock_recv(connection, 65536):
-            pass
-
-
-async def test_a_probe_finds_nothing_in_a_new_office_and_leaves_it_alone(directory: Path) -> None:
-    async with fake(directory) as (office, it):
-        for _ in range(20):
-            assert await probe(office, 60) == CLEAN
-        assert it.most_clients == 1, "a probe returned before the office had let go of it"
-        assert it.probes == 20
-        assert it.sessions == []
-
-
-@pytest.mark.parametrize(
-    ("fault", "findings"),
-    [("", CLEAN), ("leaves-document", Findings(1, 0, current=True)), ("leaves-frame", Findings(0, 1, current=False))],
-)
-async def test_a_probe_finds_what_a_client_has_left(directory: Path, fault: str, findings: Findings) -> None:
-    async with fake(directory, fault) as (office, _):
-        assert await probe(office, 60) == CLEAN
-        await be_client(office)
-        assert await probe(office, 60) == findings
-
-
-@pytest.mark.parametrize("fault", ["hang", "deaf"])
-async def test_an_office_that_does_not_answer_is_hung(directory: Path, fault: str) -> None:
-    async with fake(directory, fault) as (office, _):
-        with pytest.raises(WorkerHungError, match=r"^no answer within 0\.01 s$"):
-            await probe(office, 0.01)
-
-
-async def test_an_office_that_does_not_let_go_of_a_probe_is_hung(directory: Path) -> None:
-    async with fake(directory, "never-let-go") as (office, it):
-        released = asyncio.Event()
-
-        async def talk(connection: socket.socket) -> None:
-            await it._be_probed(connection, await greet(connection))
-            await released.wait()
-
-        it._talk = talk  # type: ignore[method-assign]
-        with pytest.raises(WorkerHungError):
-            await probe(office, 0.05)
-        assert it.probes == 1
-        released.set()
-
-
-async def greet(connection: socket.socket) -> bytes:
-    """Greet a probe, and return its first words."""
-    await asyncio.get_running_loop().sock_sendall(connection, GREETING)
-    return await asyncio.get_running_loop().sock_recv(connection, 65536)
-
-
-async def test_an_office_that_closes_without_a_word_is_lost(directory: Path) -> None:
-    async with fake(directory, "close-early") as (office, _):
-        with pytest.raises(WorkerLostError, match="worker-1 closed its pipe") as lost:
-            await probe(office, 60)
-        assert not isinstance(lost.value, WorkerHungError)
-
-
-async def test_an_office_that_closes_amid_a_probe_is_lost(directory: Path) -> None:
-    async with fake(directory) as (office, it):
-
-        async def talk(connection: socket.socket) -> None:
-            await greet(connection)
-
-        it._talk = talk  # type: ignore[method-assign]
-        with pytest.raises(WorkerLostError) as lost:
-            await probe(office, 60)
-        assert not isinstance(lost.value, WorkerHungError)
-
-
-async def test_an_office_that_resets_the_connection_is_lost(directory: Path) -> None:
-    office = an_office(directory)
-    with listen(next(office.pipes())):
-        probing = asyncio.create_task(probe(office, 60))
-        await asyncio.sleep(0)
-    with pytest.raises(WorkerLostError, match="reset"):
-        await probing
-
-
-async def test_no_office_is_lost(directory: Path) -> None:
-    with pytest.raises(WorkerLostError, match="no pipe"):
-        await probe(an_office(directory), 60)
-
-
-async def test_what_speaks_no_urp_is_told_apart(directory: Path) -> None:
-    async with fake(directory, "rubbish") as (office, _):
-        await be_client(office)
-        with pytest.raises(ProtocolError):
-            await probe(office, 60)
-
-
-async def test_a_cancelled_probe_leaves_nothing(directory: Path) -> None:
-    async with fake(directory, "hang") as (office, _):
-        probing = asyncio.create_task(probe(office, 60))
-        await asyncio.sleep(0)
-        probing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await probing
-
-
-# Office.inspect
-
-
-async def test_an_office_that_is_as_it_was_has_no_fault(directory: Path) -> None:
-    async with fake(directory) as (office, _):
-        await be_client(office)
-        verdict = await inspect(office, 60)
-        assert (verdict.fault, verdict.detail) == (None, "")
-        assert verdict.memory > 0
-
-
-@pytest.mark.parametrize(
-    ("fault", "reason", "detail"),
-    [
-        ("leaves-document", Reason.DIRTY, "left open: 1 documents"),
-        ("leaves-frame", Reason.DIRTY, "left open: 1 frames"),
-        ("rubbish", Reason.DIRTY, "what answers is no office any more: "),
-        ("hang-after-session", Reason.HUNG, "no answer within 0.05 s"),
-    ],
-)
-async def test_what_a_client_has_done_to_an_office_is_a_fault(
-    directory: Path, fault: str, reason: Reason, detail: str
-) -> None:
-    async with fake(directory, fault) as (office, _):
-        await be_client(office)
-        verdict = await inspect(office, 0.05)
-        assert verdict.fault is reason
-        assert verdict.detail.startswith(detail)
-        assert verdict.detail.isprintable()
-
-
-async def test_documents_and_frames_are_counted(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def probe(_: Office, __: float) -> Findings:
-        return findings
-
-    monkeypatch.setattr(Office, "probe", probe)
-    findings = Findings(3, 2, current=True)
-    assert (await inspect(an_office(directory), 60)).detail == "left open: 3 documents and 2 frames"
-    findings = Findings(0, 0, current=True)  # it went as it was counted
-    assert (await inspect(an_office(directory), 60)).detail == "left open: a document"
-
-
-@pytest.mark.parametrize("fault", ["close-early", "no-pipe"])
-async def test_an_office_that_cannot_be_reached_goes_for_crashed(directory: Path, fault: str) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        if fault != "no-pipe":
-            await stack.enter_async_context(fake(directory, fault))
-        assert (await inspect(an_office(directory), 60)).fault is Reason.CRASHED
-
-
-async def test_another_process_at_the_pipe_goes_for_crashed(directory: Path) -> None:
-    office = an_office(directory)
-    with other_process(next(office.pipes())) as pid:
-        verdict = await inspect(office, 60)
-    assert verdict.fault is Reason.CRASHED
-    assert f"belongs to process {pid}," in verdict.detail
-
-
-async def test_without_a_descriptor_there_is_no_verdict(directory: Path) -> None:
-    async with fake(directory) as (office, _):
-        with no_descriptor_left(), pytest.raises(NoDescriptorError):
-            await inspect(office, 60)
-
-
-# Office.wait_ready
-
-
-async def test_ready_is_when_the_pipe_appears(directory: Path) -> None:
-    waiting = asyncio.create_task(wait_ready(an_office(directory), 60))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    async with fake(directory) as (_, it):
-        await waiting
-        assert it.probes == 1
-
-
-@pytest.mark.parametrize("fault", ["no-pipe", "close-early", "hang", "deaf"])
-async def test_an_office_that_never_gets_ready_is_a_start_error(directory: Path, fault: str) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        if fault != "no-pipe":
-            await stack.enter_async_context(fake(directory, fault))
-        with pytest.raises(StartError, match=r"^not ready within 0\.05 s: raise \[pool\] start_timeout if it is only"):
-            await wait_ready(an_office(directory), 0.05)
-
-
-async def test_an_office_that_closes_early_at_first_is_tried_again(directory: Path) -> None:
-    async with fake(directory, "close-early") as (office, it):
-        waiting = asyncio.create_task(wait_ready(office, 60))
-        await until(lambda: it.most_clients)
-        it.fault = ""
-        await waiting
-        assert it.probes == 1
-
-
-async def test_an_office_that_takes_its_time_is_waited_for_by_one_probe(directory: Path) -> None:
-    # A probe has the whole of start_timeout: an office that greets early and answers late is not asked again.
-    async with fake(directory) as (office, it):
-        answer = asyncio.Event()
-
-        async def talk(connection: socket.socket) -> None:
-            first = await greet(connection)
-            await answer.wait()
-            await it._be_probed(connection, first)
-
-        it._talk = talk  # type: ignore[method-assign]
-        waiting = asyncio.create_task(wait_ready(office, 60))
-        await until(lambda: it.most_clients)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not waiting.done()
-        answer.set()
-        await waiting
-        assert (it.probes, it.most_clients) == (1, 1)
-
-
-# Keeper
 
 
 class Record:
@@ -750,7 +342,6 @@ async def test_a_probe_tells_its_verdict() -> None:
         ("leaves-document", Reason.DIRTY, "left open: 1 documents"),
         ("hang", Reason.HUNG, "no answer within 0.05 s"),
         ("deaf", Reason.HUNG, "no answer within 0.05 s"),
-        ("close-early", Reason.CRASHED, "fake-1 closed its pipe"),
     ],
 )
 async def test_a_probe_tells_what_is_wrong(fault: str, reason: Reason, detail: str) -> None:
@@ -760,6 +351,123 @@ async def test_a_probe_tells_what_is_wrong(fault: str, reason: Reason, detail: s
         it.supervisor.offices[1].fault = fault
         it.keeper.probe(1)
         await it.record.wait_for(("probed", 1, reason, detail))
+
+
+# An office that can't be reached. Its process may end later, and only the supervisor knows how.
+
+
+@contextlib.asynccontextmanager
+async def unreachable(*, inspect: bool) -> AsyncIterator[tuple[World, Office, "asyncio.Task[Verdict] | None"]]:
+    """A started office that has closed its pipe; it is inspected, or else probed, by now."""
+    async with world() as it:
+        await it.start()
+        office = it.keeper.office(1)
+        await it.supervisor.offices[1].close()
+        inspecting = asyncio.create_task(it.keeper.inspect(1, 60)) if inspect else None
+        if inspecting is None:
+            it.keeper.probe(1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert it.record.told == []
+        assert inspecting is None or not inspecting.done()
+        yield it, office, inspecting
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail"), [(Reason.ENDED, "exit status 0"), (Reason.CRASHED, "killed by signal 9")]
+)
+async def test_an_inspected_office_that_ends_late_ended_as_the_supervisor_reports(reason: Reason, detail: str) -> None:
+    async with unreachable(inspect=True) as (it, office, inspecting):
+        assert inspecting is not None
+        it.supervisor.lost(1, office, reason, detail)
+        assert it.record.told == [("lost", 1, reason, detail)]
+        assert (await inspecting).fault is Reason.CRASHED, "which comes too late: the loss was reported before"
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail"), [(Reason.ENDED, "exit status 0"), (Reason.CRASHED, "killed by signal 9")]
+)
+async def test_a_probed_office_that_ends_late_ended_as_the_supervisor_reports(reason: Reason, detail: str) -> None:
+    async with unreachable(inspect=False) as (it, office, _):
+        it.supervisor.lost(1, office, reason, detail)
+        it.keeper.stop(1)  # as the pool answers
+        await it.record.wait_for(("lost", 1, reason, detail), ("stopped", 1))
+
+
+async def test_an_office_whose_end_was_reported_during_the_probe_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world() as it:
+        await it.start()
+        office = it.keeper.office(1)
+
+        async def end(*_: object) -> Verdict:
+            it.supervisor.lost(1, office, Reason.ENDED, "exit status 0")
+            return Verdict(Reason.CRASHED, "closed its pipe")
+
+        monkeypatch.setattr(module, "inspect", end)
+        assert (await it.keeper.inspect(1, 60)).fault is Reason.CRASHED
+        assert it.record.told == [("lost", 1, Reason.ENDED, "exit status 0")]
+
+
+async def test_the_end_of_another_office_is_not_the_inspected_one_s() -> None:
+    async with unreachable(inspect=True) as (it, office, inspecting):
+        assert inspecting is not None
+        it.supervisor.lost(1, Office("fake-1", office.pid, office.uid, office.pipe_directory), Reason.CRASHED, "before")
+        it.supervisor.lost(2, office, Reason.CRASHED, "of a worker that never was")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not inspecting.done()
+        it.supervisor.lost(1, office, Reason.ENDED, "exit status 0")
+        await inspecting
+        assert it.record.told == [("lost", 1, Reason.ENDED, "exit status 0")]
+
+
+async def test_an_inspection_does_not_wait_for_an_office_that_is_stopped_meanwhile() -> None:
+    async with unreachable(inspect=True) as (it, _, inspecting):
+        assert inspecting is not None
+        it.keeper.stop(1)
+        assert (await inspecting).fault is Reason.CRASHED
+        await it.record.wait_for(("stopped", 1))
+
+
+UNREACHABLE = {
+    "close-early": "fake-1 closed its pipe, and its end was not reported within 0.02 s",
+    "no-pipe": "no pipe of fake-1 in {directory}, and its end was not reported within 0.02 s",
+}
+
+
+@pytest.mark.parametrize("fault", UNREACHABLE)
+@pytest.mark.parametrize("inspect", [True, False], ids=["inspected", "probed"])
+async def test_an_unreachable_office_that_lives_on_hangs(
+    fault: str,
+    inspect: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "END_TIMEOUT", 0.02)
+    async with world() as it:
+        await it.start()
+        expected = UNREACHABLE[fault].format(directory=it.keeper.office(1).pipe_directory)
+        it.supervisor.offices[1].fault = fault
+        if fault == "no-pipe":
+            next(it.keeper.office(1).pipe_directory.glob("OSL_PIPE_*")).unlink()
+        if inspect:
+            verdict = await it.keeper.inspect(1, 60)
+            assert (verdict.fault, verdict.detail) == (Reason.HUNG, expected)
+        else:
+            it.keeper.probe(1)
+            await it.record.wait_for(("probed", 1, Reason.HUNG, expected))
+
+
+async def test_an_inspection_that_is_cancelled_leaves_nothing() -> None:
+    async with unreachable(inspect=True) as (_, _, inspecting):
+        assert inspecting is not None
+        inspecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await inspecting
+
+
+# Probing
 
 
 async def test_a_probe_that_has_no_descriptor_finds_no_fault() -> None:
@@ -777,7 +485,7 @@ async def test_a_bug_in_a_probe_costs_the_worker(monkeypatch: pytest.MonkeyPatch
 
     async with world() as it:
         await it.start()
-        monkeypatch.setattr(Office, "inspect", fail)
+        monkeypatch.setattr(module, "inspect", fail)
         it.keeper.probe(1)
         await it.record.wait_for(("probed", 1, Reason.CUT_OFF, "internal error: ZeroDivisionError()"))
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a client is told that gets no office: each reason has a text, which says what is wrong and what to do."""
+
+import re
+
+import pytest
+
+from ooodd.broker import refusals
+from ooodd.broker.refusals import REFUSALS
+from ooodd.pool.actions import Reason
+
+FIELDS = {
+    "workers": 7,
+    "queued": 3,
+    "host": "192.0.2.1",
+    "max_per_host": 9,
+    "timeout": 90.0,
+    "start_error": "no office in {nowhere}: install one",
+}
+
+
+def test_each_reason_to_refuse_a_client_has_a_text() -> None:
+    reasons = list(Reason)
+    assert set(REFUSALS) == set(reasons[reasons.index(Reason.CLOSING) :]), "those before CLOSING are a worker's"
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_each_text_says_who_speaks_what_is_wrong_and_what_to_do(reason: Reason) -> None:
+    text = refusals.text(reason, **FIELDS)
+    assert text.startswith("ooodd: ")
+    assert text.isprintable()
+    assert re.search(r"try again|\[(queue|pool)\]|LimitNOFILE=|install", text), "what is to be done?"
+
+
+@pytest.mark.parametrize(
+    ("reason", "part"),
+    [
+        (Reason.QUEUE_FULL, "all 7 workers are busy and 3 clients wait already"),
+        (Reason.HOST_FULL, "9 clients of 192.0.2.1 wait already"),
+        (Reason.WAITED_TOO_LONG, "none of the 7 workers became free within 90 s"),
+        (Reason.WAITS_FOR_ITSELF, "sessions of 192.0.2.1 hold all 7 workers"),
+        (Reason.NO_OFFICE, ": no office in {nowhere}: install one"),
+    ],
+)
+def test_a_text_has_the_values_in_force(reason: Reason, part: str) -> None:
+    assert part in refusals.text(reason, **FIELDS)
