@@ -3,6 +3,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -101,7 +101,7 @@ def _under_systemd() -> bool:
 
 async def _run_as_service(options: argparse.Namespace) -> int:
     """Offices are units, the listeners come from systemd, messages go to the journal."""
-    journal: Journal = SystemdJournal("info")
+    journal = SystemdJournal("info")
     notifier = SystemdNotifier()
     sockets: list[socket.socket] = []
     try:
@@ -123,6 +123,7 @@ async def _run_as_service(options: argparse.Namespace) -> int:
         for listener in sockets:
             listener.close()
         notifier.close()
+        journal.close()
     return 0
 
 
@@ -183,7 +184,7 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
     return 0
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _controlled(
     broker: Broker, options: argparse.Namespace, units: UnitSupervisor | None = None
 ) -> AsyncIterator[None]:
@@ -270,7 +271,8 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _explain_socket_failure(_: argparse.Namespace) -> int:
-    SystemdJournal("info").log(messages.SOCKET_FAILED, **asyncio.run(socket_failure()))
+    with contextlib.closing(SystemdJournal("info")) as journal:
+        journal.log(messages.SOCKET_FAILED, **asyncio.run(socket_failure()))
     return 0
 
 

@@ -236,6 +236,9 @@ class ListJournal:
     def set_level(self, level: str) -> None:
         self.level = level
 
+    def close(self) -> None:
+        pass
+
     def count(self, message: Message) -> int:
         return sum(logged is message for logged, _ in self.lines)
 

@@ -59,8 +59,8 @@ class Adoption:
         for kept in sessions.values():
             self._give_up(kept, "its office ended meanwhile")
         if left or running:
-            counts = {"workers": len(running), "sessions": len(self.clients), "queued": len(queued)}
-            self._journal.log(messages.BROKER_TAKES_OVER, **counts)
+            workers, sessions = len(running), len(self.clients)
+            self._journal.log(messages.BROKER_TAKES_OVER, workers=workers, sessions=sessions, queued=len(queued))
         for number, verdict in verdicts.items():  # now that the pool knows what runs, and starts nothing twice
             if verdict is not None:
                 self.actions += self._pool.probed(number, self._now, **asdict(verdict))

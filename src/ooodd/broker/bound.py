@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A bound on the clients that cost a descriptor and nothing else: those that are silent, and those that are refused."""
 
+from collections.abc import Callable
+
 from ooodd.broker.client import Client
-from ooodd.journal import Journal
-from ooodd.messages import Message
 
 
 class Bound:
     """Clients in the order in which they came. One more than `limit`, and the oldest is hung up on."""
 
-    def __init__(self, limit: int, journal: Journal, message: Message) -> None:
-        """Take the limit, and the message that tells of a client that is hung up on."""
+    def __init__(self, limit: int, report: Callable[[Client], None]) -> None:
+        """Take the limit, and what is called with each client that is hung up on."""
         self._limit = limit
-        self._journal = journal
-        self._message = message
+        self._report = report
         self._clients: dict[int, Client] = {}
 
     def __contains__(self, client: Client) -> bool:
@@ -27,7 +26,7 @@ class Bound:
         self._clients[client.session] = client
         if len(self._clients) > self._limit:
             oldest = self._clients.pop(next(iter(self._clients)))
-            self._journal.log(self._message, client=oldest.peer.name, seconds=oldest.seconds, limit=self._limit)
+            self._report(oldest)
             oldest.hang_up()
 
     def remove(self, client: Client) -> None:

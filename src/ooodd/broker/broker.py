@@ -76,8 +76,8 @@ class Broker:
         self._store.marks.config = config.as_json()
         self._reporter = Reporter(notifier, self.status_line)
         self._hangups = Hangups()
-        self._silent = Bound(_MOST_SILENT, journal, messages.CLIENT_SILENT)
-        self._refused = Bound(_MOST_REFUSED, journal, messages.CLIENT_GAVE_NO_END)
+        self._silent = Bound(_MOST_SILENT, self._report_silent)
+        self._refused = Bound(_MOST_REFUSED, self._report_refused)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._acceptor = Acceptor(journal, self._accept)
         self._end: End | None = None
@@ -240,6 +240,14 @@ class Broker:
         session.client.close()
         del self.driver.clients[number]
         self._end_if_unused()
+
+    def _report_silent(self, client: Client) -> None:
+        name, seconds = client.peer.name, client.seconds
+        self._journal.log(messages.CLIENT_SILENT, client=name, seconds=seconds, limit=_MOST_SILENT)
+
+    def _report_refused(self, client: Client) -> None:
+        name, seconds = client.peer.name, client.seconds
+        self._journal.log(messages.CLIENT_GAVE_NO_END, client=name, seconds=seconds, limit=_MOST_REFUSED)
 
     # What the life of the service is made of
 

@@ -40,6 +40,7 @@ class Hangups:
         if self._epoll is not None:
             self._loop.remove_reader(self._epoll)
             self._epoll.close()
+            self._epoll = None
 
     def _poll(self) -> None:
         assert self._epoll is not None

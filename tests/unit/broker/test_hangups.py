@@ -73,6 +73,7 @@ async def test_who_leaves_is_told_of_once_whatever_is_unread(
         await until(lambda: told)
         await turns()
         assert told == ["left"]
+        assert hangups._epoll is not None
         assert hangups._epoll.poll(0) == [], "the loop is called for nothing"
         if leave is not _reset:  # that takes the bytes away
             assert near.recv(100) == unread
@@ -189,8 +190,9 @@ async def test_a_duplicate_that_lives_on_tells_nothing_once_it_is_unwatched() ->
 async def test_closing_leaves_nothing_on_the_loop_and_no_descriptor() -> None:
     with pair() as (_, near):
         hangups = Hangups()
-        descriptor = hangups._epoll.fileno()
         hangups.watch(near, partial(pytest.fail, "nobody left"))
+        assert hangups._epoll is not None
+        descriptor = hangups._epoll.fileno()
         hangups.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)

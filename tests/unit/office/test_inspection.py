@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from offices import an_office, be_client, fake, listen, no_descriptor_left, other_process
 
 from fakes import GREETING, until
+from offices import an_office, be_client, fake, listen, no_descriptor_left, other_process
 from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError
 from ooodd.office import keeper
 from ooodd.office.keeper import inspect, probe, wait_ready

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from offices import be_client, no_descriptor_left
 
 from fakes import FakeSupervisor, until
+from offices import be_client, no_descriptor_left
 from ooodd.errors import OooddError, WorkerLostError
 from ooodd.office import keeper as module
 from ooodd.office.keeper import Keeper, Verdict

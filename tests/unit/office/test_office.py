@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from offices import an_office, listen, no_descriptor_left, other_process
 
+from offices import an_office, listen, no_descriptor_left, other_process
 from ooodd.errors import NoDescriptorError, WorkerLostError
 
 
