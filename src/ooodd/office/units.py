@@ -72,7 +72,7 @@ class UnitSupervisor:
         """Use `connect` instead."""
         # By object path, as signals name units.
         self._offices: dict[str, tuple[int, Office]] = {}
-        # The last properties of a unit's Service interface: when its Unit interface says that it has ended, they say how.
+        # The last properties of a unit's Service interface. They say how it has ended, once its Unit interface says so.
         self._service: dict[str, dict[str, Any]] = {}
         self._waiting: dict[str, _Job] = {}
         self._own_path = ""
