@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Offices: how one is started, probed and stopped."""
+"""Offices: starting, probing and stopping them."""

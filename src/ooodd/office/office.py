@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""An office: one running soffice.bin, and how it is reached.
+"""An office: one running soffice.bin, and how to connect to it.
 
-It is reached by a pipe, in UNO's words: a unix socket. A client can replace the socket of the office that it has by
-anything. So only the very process that the supervisor started is accepted at the other end (SO_PEERCRED).
+It listens at a "pipe", as UNO calls a unix socket. A client of an office can put another socket in the pipe's place, or
+a link to one. So a connection is used only if its other end is the process that the supervisor has started
+(SO_PEERCRED).
 """
 
 import os
@@ -16,18 +17,18 @@ import psutil
 from ooodd.errors import NoDescriptorError, WorkerLostError
 from ooodd.systemd.peer import credentials
 
-# What --accept=pipe,name=... is given.
+# The name in --accept=pipe,name=...
 PIPE_NAME = "uno"
 
-# Exit statuses of an office that are no fault: a client terminated it, SIGTERM, "start me again".
+# Exit statuses of an office that are no crash: a client has terminated it, SIGTERM, "start me again".
 ORDERLY_STATUSES = {0, 255, 81}
-# new-profile's exit status for "there is no office", sysexits.h.
+# The exit status (sysexits.h) of new-profile if there is no office.
 EX_OSFILE = 72
 
 
 @dataclass(frozen=True)
 class Office:
-    """A running office, as its supervisor started it."""
+    """A running office."""
 
     unit: str
     pid: int
@@ -36,9 +37,9 @@ class Office:
     pipe_name: str = PIPE_NAME
 
     def connect(self) -> socket.socket:
-        """Connect to the office; the caller closes the socket, which doesn't block.
+        """Return a non-blocking connection to the office, which the caller closes.
 
-        Raises `WorkerLostError` if there is no office at the pipe, or if it isn't this one, and `NoDescriptorError`.
+        Raises `WorkerLostError` if nobody or another process listens at the pipe, and `NoDescriptorError`.
         """
         for path in self.pipes():
             try:
@@ -60,7 +61,7 @@ class Office:
         raise WorkerLostError(f"no pipe of {self.unit} in {self.pipe_directory}")
 
     def pipes(self) -> Iterator[Path]:
-        """Yield the places where sal may have put the pipe: with the user's id or, if it finds out no user, without."""
+        """Yield the two paths that sal may choose: with the user id, and without if it can't look the user up."""
         yield self.pipe_directory / f"OSL_PIPE_{self.uid}_{self.pipe_name}"
         yield self.pipe_directory / f"OSL_PIPE_{self.pipe_name}"
 
@@ -70,7 +71,7 @@ class Office:
             raise WorkerLostError(f"the pipe of {self.unit} belongs to process {pid}, not to its office, {self.pid}")
 
     def memory(self) -> int:
-        """Return the bytes that the office shares with no file, and which go when it goes; 0 if it is gone."""
+        """Return the bytes of memory that the end of the office would free, without mapped files; 0 if it has ended."""
         try:
             memory = psutil.Process(self.pid).memory_info()
         except (psutil.Error, OSError):
@@ -79,5 +80,5 @@ class Office:
 
 
 def new_profile_command(profile: Path, program: Path) -> list[str]:
-    """Return the command that makes a new profile for the office in `program`."""
+    """Return the command that makes a new profile for the office in the directory `program`."""
     return [str(Path(__file__).parents[1] / "data" / "new-profile"), os.fspath(profile), os.fspath(program)]

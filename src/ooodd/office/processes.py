@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Offices as child processes, for `ooodd run` without systemd.
 
-Each office has a session of its own, so that Ctrl-C reaches the broker alone, and dies with the broker, even one killed
-with -9 (setpriv(1), --pdeathsig). Its profile is a new temporary directory. Its pipe is in /tmp, where sal puts it.
+Each office leads a session of its own, so that Ctrl-C is sent to the broker only. It is killed when the broker ends,
+even if the broker was killed itself (setpriv(1), --pdeathsig). Its profile is a new temporary directory. Its pipe is in
+/tmp, where sal puts it.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from ooodd.errors import StartError
 from ooodd.office.office import EX_OSFILE, ORDERLY_STATUSES, Office, new_profile_command
 from ooodd.pool.actions import Reason
 
-# As DefaultTimeoutStopSec= is for units: how long SIGTERM may take before SIGKILL, in seconds. Measured: 4-30 ms.
+# The time from SIGTERM to SIGKILL, in seconds, as TimeoutStopSec= of a unit. Offices take 4-30 ms.
 _STOP_TIMEOUT = 5.0
 # sal's PIPEDEFAULTPATH.
 _PIPE_DIRECTORY = Path("/tmp")  # noqa: S108 - sal's choice; Office.connect verifies who listens
@@ -41,10 +42,10 @@ class _Child:
 
 
 class ProcessSupervisor:
-    """Starts and stops offices as children. Implements `worker.Supervisor`."""
+    """Starts and stops offices as child processes. Implements `Supervisor`."""
 
     def __init__(self, program: Path) -> None:
-        """Take the office's program directory, that of soffice.bin."""
+        """Take the directory of soffice.bin."""
         self._program = program
         self._children: dict[int, _Child] = {}
         self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
@@ -54,7 +55,7 @@ class ProcessSupervisor:
         return f"worker-{number}"
 
     def details(self, number: int) -> str:  # noqa: ARG002
-        """Return nothing: an office's own words go to the same stderr."""
+        """Return an empty text: offices write to the same stderr as the broker."""
         return ""
 
     async def start(self, number: int) -> Office:
@@ -78,7 +79,7 @@ class ProcessSupervisor:
         return office
 
     async def stop(self, number: int) -> None:
-        """End the office's whole process group, and remove its profile and pipe."""
+        """End the office and all of its process group, and remove its profile and pipe."""
         child = self._children.pop(number, None)
         if child is None:
             return
@@ -98,7 +99,7 @@ class ProcessSupervisor:
             shutil.rmtree(child.directory, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
-        """Remove what a broker that was killed has left of its offices: pipes that nobody listens at, and profiles."""
+        """Remove the profiles and pipes that a killed broker has left. A pipe at which somebody listens is in use."""
         prefix = f"OSL_PIPE_{os.getuid()}_"
         for pipe in _PIPE_DIRECTORY.glob(f"{prefix}ooodd-*"):
             if pipe.lstat().st_uid == os.getuid() and _is_dead(pipe):
@@ -106,11 +107,11 @@ class ProcessSupervisor:
                 pipe.unlink(missing_ok=True)
 
     async def running(self) -> dict[int, Office]:
-        """Return none: children die with their broker."""
+        """Return none: offices are killed when their broker ends."""
         return {}
 
     async def close(self) -> None:
-        """End what was left running."""
+        """Stop all offices."""
         for number in list(self._children):
             await self.stop(number)
 
@@ -125,7 +126,7 @@ class ProcessSupervisor:
         try:
             _, complaint = await process.communicate()
         except asyncio.CancelledError:
-            # Let it end, which takes milliseconds: what still writes would make the directory again once it is removed.
+            # Let it end, which takes milliseconds. If it still ran, it would write into the directory being removed.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
             _kill(process.pid, signal.SIGKILL)
@@ -163,10 +164,10 @@ class ProcessSupervisor:
 
 
 def _other_pipes(pid: int) -> list[Path]:
-    """Return the unix sockets of an office: besides ours there is one for "single office" calls."""
+    """Return all pipes of an office. Beside the one for UNO, it has one for calls of a second soffice."""
     try:
         process = psutil.Process(pid)
-        # psutil 6 renamed it
+        # psutil 6 has renamed it.
         connections = getattr(process, "net_connections", None) or process.connections
         return [
             path
@@ -183,6 +184,6 @@ def _is_dead(pipe: Path) -> bool:
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
-    """Signal a child's process group, that of the session which it leads."""
+    """Send a signal to the process group that the child leads."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)

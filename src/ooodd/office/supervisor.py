@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who starts and stops offices: systemd (`units`), or ooodd itself in the foreground (`processes`)."""
+"""The interface by which offices are started and stopped: by systemd (`units`), or as child processes (`processes`)."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,30 +9,30 @@ from ooodd.pool.actions import Reason
 
 
 class Supervisor(Protocol):
-    """Who starts and stops offices: systemd, or ooodd itself in the foreground.
+    """Starts and stops the office of each worker.
 
-    `lost` is called when an office ended by itself, with the worker's number, the office, the reason and a detail.
+    `lost` is called when an office has ended by itself, with the worker's number, the office, the reason and a detail.
     """
 
     lost: Callable[[int, Office, Reason, str], None]
 
     def unit(self, number: int) -> str:
-        """Return the name under which the worker is known."""
+        """Return the name of the worker's unit."""
 
     def details(self, number: int) -> str:
-        """Return where an administrator finds more of the worker, as the end of a message; empty if nowhere."""
+        """Return where an administrator finds more about the worker, as the end of a message, or an empty text."""
 
     async def start(self, number: int) -> Office:
-        """Start a new office with a new profile; one still running under this number ends first.
+        """Start an office with a new profile. An office that still runs under this number is ended first.
 
-        Raises `StartError` if that fails and nothing is left running, any other `OooddError` if something may be.
+        Raises `StartError` if that fails and nothing runs, and another `OooddError` if something may run.
         """
 
     async def stop(self, number: int) -> None:
-        """End the office, if there is one, and wait until nothing of it is left. `OooddError` if that fails."""
+        """End the office, if there is one, and return when nothing of it is left. `OooddError` if that fails."""
 
     async def running(self) -> dict[int, Office]:
-        """Return the offices that an earlier broker started and that still run; from now on `lost` tells of them."""
+        """Return the offices of an earlier broker that still run. From now on `lost` reports their ends too."""
 
     async def close(self) -> None:
-        """Let go of all that the supervisor itself holds. Every office has been stopped before, or is left running."""
+        """Close what the supervisor itself has open. Offices of `units` are left running."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Offices as units of systemd: ooodd-worker@N.service, over org.freedesktop.systemd1(5).
 
-What a method of the manager returns is a job, and only the job's end, signalled as JobRemoved, tells what happened. A
-signal can come before the reply to the call that caused it, so who waits for a job subscribes first. State changes of
-units come as PropertiesChanged, first for the Service interface and then for the Unit interface.
+A method of the manager returns a job. The signal JobRemoved tells when the job has ended, and how. It can come before
+the reply that names the job, so `_job` listens first and calls then. PropertiesChanged tells the state of a unit, first
+for its Service interface and then for its Unit interface.
 
-A lost message bus ends nothing: offices and sessions do without it. What was asked of systemd fails, and the supervisor
-connects again, for as long as it takes. What it has not heard meanwhile it finds out by looking at each office.
+Offices and sessions go on without the message bus. When it is lost, calls under way fail, and the supervisor tries to
+connect until it succeeds. Then it looks at each office, since it may have missed signals.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = DBusAddress("/org/freedesktop/systemd1", _SYSTEMD, f"{_SYSTEMD}.Manager")
 _UNIT_PREFIX = "/org/freedesktop/systemd1/unit/"
 _WORKER = re.compile(r"ooodd-worker@(0|[1-9][0-9]*)\.service")
-# A stop lasts TimeoutStopSec=5s at most, then SIGKILL; ExecStartPre takes milliseconds. Six times that is a fault.
+# A stop takes TimeoutStopSec=5s at most, and a start a second. A job that takes this long has failed, in seconds.
 _JOB_TIMEOUT = 30.0
-# Until the first try to reach a lost bus again, doubled from try to try up to the last. In seconds.
+# The pause before each try to connect to a lost bus again, in seconds. It doubles from the first to the last.
 _FIRST_PAUSE = 0.1
 _LAST_PAUSE = 5.0
-# Who asks why the broker is to end wants to end it; systemd answers within a millisecond.
+# How long SIGTERM waits for systemd to say whether it is a stop or a restart, in seconds. It takes a millisecond.
 _OWN_JOB_TIMEOUT = 2.0
-# waitid(2)'s si_code for a process that exited, rather than was killed by a signal.
+# waitid(2): the si_code of a process that has exited. Others are killed by a signal.
 _CLD_EXITED = 1
 
-# What a unit's state says of an office that ended without a word on its process: it is somebody's doing.
-_UNSEEN = {"active": "somebody restarted the unit", "deactivating": "somebody stopped the unit"}
+# Why an office has ended if systemd has told its unit's state, but not how its process ended.
+_BY_HAND = {"active": "somebody restarted the unit", "deactivating": "somebody stopped the unit"}
 
 _POLKIT_HINT = (
     "the polkit rule of ooodd is missing or polkit does not run; look for /usr/share/polkit-1/rules.d/ooodd.rules "
@@ -60,19 +60,19 @@ _OFFICE_HINT = (
 
 
 class UnitSupervisor:
-    """Starts and stops ooodd-worker@N.service. Implements `worker.Supervisor`; outlives the bus, and closes it.
+    """Starts and stops ooodd-worker@N.service. Implements `Supervisor`. It connects to the bus, and closes it.
 
-    `on_bus` is called when the bus is lost, with the reason, and when it is back, with None.
+    `on_bus` is called with the reason when the bus is lost, and with None when it is back.
     """
 
     _bus: Bus
-    _staying: "asyncio.Task[None]"
+    _reconnecting: "asyncio.Task[None]"
 
     def __init__(self) -> None:
-        """Know of nothing yet; `connect` makes one that does."""
-        # By object path, as the signals name units.
+        """Use `connect` instead."""
+        # By object path, as signals name units.
         self._offices: dict[str, tuple[int, Office]] = {}
-        # What the Service interface last said of a unit, for when the Unit interface says that it has ended.
+        # The last properties of a unit's Service interface. They say how it has ended, once its Unit interface says so.
         self._service: dict[str, dict[str, Any]] = {}
         self._waiting: dict[str, _Job] = {}
         self._own_path = ""
@@ -81,10 +81,10 @@ class UnitSupervisor:
 
     @classmethod
     async def connect(cls) -> "UnitSupervisor":
-        """Connect to systemd and subscribe to its signals; `BusError` if that fails."""
+        """Return a supervisor that is connected to systemd; `BusError` if that fails."""
         supervisor = cls()
         supervisor._bus = await supervisor._open()
-        supervisor._staying = asyncio.create_task(supervisor._stay_connected(), name="bus again")
+        supervisor._reconnecting = asyncio.create_task(supervisor._keep_connected(), name="bus again")
         return supervisor
 
     def unit(self, number: int) -> str:
@@ -92,11 +92,11 @@ class UnitSupervisor:
         return f"ooodd-worker@{number}.service"
 
     def details(self, number: int) -> str:
-        """Name the unit's own journal."""
+        """Return the command that shows the unit's journal."""
         return f"; details: journalctl -u {self.unit(number)}"
 
     async def start(self, number: int) -> Office:
-        """Start a worker; RestartUnit also ends what an earlier broker may have left running."""
+        """Start a worker. RestartUnit ends an office that an earlier broker has left running."""
         unit, path = self.unit(number), unit_path(self.unit(number))
         self._offices.pop(path, None)
         try:
@@ -113,13 +113,13 @@ class UnitSupervisor:
         return office
 
     async def stop(self, number: int) -> None:
-        """Stop a worker, with everything in its control group."""
+        """Stop a worker, with all processes in its control group."""
         unit = self.unit(number)
         self._offices.pop(unit_path(unit), None)
         try:
             result = await self._job(unit, "StopUnit")
         except BusRefusalError as error:
-            if error.name != f"{_SYSTEMD}.NoSuchUnit":  # never loaded, so nothing to stop
+            if error.name != f"{_SYSTEMD}.NoSuchUnit":  # then it has never run
                 raise
         else:
             if result != "done":
@@ -128,16 +128,16 @@ class UnitSupervisor:
     async def running(self) -> dict[int, Office]:
         """Return the offices that an earlier broker has started and that run now, by number; `BusError` if that fails.
 
-        From now on `lost` is called for each that ends: take note of them before anything else is awaited.
+        From now on `lost` is called for each that ends. So the caller must not await anything before it knows them.
         """
         units = await self._list()
         numbers = [number for number, state in units.items() if state == ("active", "running")]
         await asyncio.gather(*(self._adopt(number) for number in numbers))
-        # Not what each has returned: one that ended while the last was asked for doesn't run any more.
+        # Not what each call has returned: an office may have ended before the last call returned.
         return {number: office for number, office in self._offices.values() if number in numbers}
 
     async def stop_others(self, numbers: Collection[int]) -> None:
-        """Stop all workers but these; `OooddError` if any could not be stopped, after the others have been."""
+        """Stop all workers but these. `OooddError` if that fails for any, after all others have been stopped."""
         units = await self._list()
         others = [n for n, (active, _) in units.items() if n not in numbers and active not in ("inactive", "failed")]
         results = await asyncio.gather(*(self.stop(number) for number in others), return_exceptions=True)
@@ -146,9 +146,9 @@ class UnitSupervisor:
             raise OooddError("; ".join(dict.fromkeys(errors)))
 
     async def own_job(self) -> str | None:
-        """Return what systemd is about to do to our own unit, "stop" or "restart" for example; None if nothing.
+        """Return what systemd is doing to the unit of this process, "stop" or "restart" for example, or None.
 
-        None as well if systemd doesn't say so within 2 s.
+        Also None if systemd does not answer within 2 s.
         """
         try:
             async with asyncio.timeout(_OWN_JOB_TIMEOUT):
@@ -156,23 +156,23 @@ class UnitSupervisor:
                     (self._own_path,) = await self._bus.call(method_call(_MANAGER, "GetUnitByPID", "u", os.getpid()))
                 number, job = await self._get(self._own_path, "Unit", "Job")
                 return str(await self._get(job, "Job", "JobType")) if number else None
-        except (BusError, TimeoutError):  # among them: the job has just ended
+        except (BusError, TimeoutError):  # the job may have just ended
             return None
 
     async def close(self) -> None:
-        """Close the bus, or give up to reach it."""
-        self._staying.cancel()
-        await asyncio.wait([self._staying])
+        """Close the bus, or stop trying to connect."""
+        self._reconnecting.cancel()
+        await asyncio.wait([self._reconnecting])
         await self._bus.close()
 
-    async def _stay_connected(self) -> None:
-        """Reach a lost bus again, until cancelled. One that is lost at once, again and again, is given time too."""
+    async def _keep_connected(self) -> None:
+        """Connect again whenever the bus is lost, until cancelled."""
         loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE
         while True:
             since = loop.time()
             await asyncio.wait([self._bus.lost])
-            if loop.time() - since > _LAST_PAUSE:
+            if loop.time() - since > _LAST_PAUSE:  # else it was lost at once, so the pause keeps growing
                 pause = _FIRST_PAUSE
             self.on_bus(self._bus.lost.result())
             while self._bus.lost.done():
@@ -180,27 +180,29 @@ class UnitSupervisor:
                 pause = min(2 * pause, _LAST_PAUSE)
                 try:
                     await self._reconnect()
-                except Exception as error:  # noqa: BLE001 - without a bus nothing can be started, so try again
+                except Exception as error:  # noqa: BLE001 - bugs too: without a bus no office can be started
                     await self._bus.close()
                     if not isinstance(error, BusError):
-                        loop.call_exception_handler({"message": "while the bus was reached again", "exception": error})
+                        loop.call_exception_handler(
+                            {"message": "connecting to the bus again failed", "exception": error}
+                        )
             self.on_bus(None)
 
     async def _reconnect(self) -> None:
-        """Connect, and find out which offices have ended while nobody listened."""
+        """Connect, and find out which offices have ended meanwhile."""
         await self._bus.close()
         self._bus = await self._open()
         self._service.clear()
         for path, known in list(self._offices.items()):
-            # In this order: whatever changes after the state was told is signalled.
+            # In this order: a change after the first call is signalled.
             state = await self._get(path, "Unit", "ActiveState")
             service = await self._get_service(path)
             alive = state == "active" and service["MainPID"] == known[1].pid
-            if not alive and self._offices.get(path) is known:  # and not stopped or started meanwhile
+            if not alive and self._offices.get(path) is known:  # it was not stopped or started meanwhile
                 self._lose(path, service, state)
 
     async def _open(self) -> Bus:
-        """Connect and subscribe."""
+        """Return a bus that is connected and subscribed."""
         bus = await Bus.connect()
         bus.on_signal(self._signal)
         try:
@@ -211,26 +213,26 @@ class UnitSupervisor:
         return bus
 
     async def _list(self) -> dict[int, tuple[str, str]]:
-        """Return ActiveState and SubState of each loaded worker."""
+        """Return ActiveState and SubState of each loaded worker, by number."""
         call = method_call(_MANAGER, "ListUnitsByPatterns", "asas", [], ["ooodd-worker@*.service"])
         (units,) = await self._bus.call(call)
         found = ((_WORKER.fullmatch(name), active, sub) for name, _, _, active, sub, *_ in units)
         return {int(name[1]): (active, sub) for name, active, sub in found if name}
 
     async def _adopt(self, number: int) -> Office | None:
-        """Know a running office from now on; None if it has ended."""
+        """Return the office that the unit runs, and watch it from now on; None if it has ended."""
         unit, path = self.unit(number), unit_path(self.unit(number))
         pid, uid = await asyncio.gather(self._get(path, "Service", "MainPID"), self._get(path, "Service", "UID"))
         office = Office(unit, pid, uid, RUNTIME_DIRECTORY / str(number))
         self._offices[path] = (number, office)
-        # Signals of what happened before this line were ignored, so ask again.
+        # Signals that came before this line were ignored, so ask again.
         if pid and await self._get(path, "Service", "MainPID") == pid and path in self._offices:
             return office
         self._offices.pop(path, None)
         return None
 
     async def _job(self, unit: str, method: str) -> str:
-        """Have systemd do `method` to the unit and return the job's result, "done" if all is well."""
+        """Call a method of the manager for the unit and return the job's result, "done" if it has succeeded."""
         bus = self._bus
         with self._wait_for(unit, bus) as job:
             try:
@@ -255,7 +257,7 @@ class UnitSupervisor:
             del self._waiting[unit]
 
     async def _get_service(self, path: str) -> dict[str, Any]:
-        """Return the properties of the service that tell what runs, or why nothing does."""
+        """Return the properties that tell which process runs, or why none does."""
         names = ("MainPID", "Result", "ExecMainCode", "ExecMainStatus", "ExecStartPre")
         values = await asyncio.gather(*(self._get(path, "Service", name) for name in names))
         return dict(zip(names, values, strict=True))
@@ -287,31 +289,31 @@ class UnitSupervisor:
 
 
 class _Job:
-    """Waits for the end of one job of a unit; its JobRemoved may come before its path is known."""
+    """Waits for the end of a job. Its JobRemoved may come before its path is known."""
 
     def __init__(self, bus: Bus) -> None:
         self._results: dict[str, str] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._bus = bus
 
     def ended(self, path: str, result: str) -> None:
         self._results[path] = result
-        self._news.set()
+        self._changed.set()
 
     def bus_lost(self, _: "asyncio.Future[str]") -> None:
-        self._news.set()
+        self._changed.set()
 
     async def result(self, path: str) -> str:
         while path not in self._results:
             if self._bus.lost.done():
                 raise self._bus.lost_error()
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
         return self._results[path]
 
 
 async def _subscribe(bus: Bus) -> None:
-    """Ask for the signals of ends of jobs and of changes of units."""
+    """Subscribe to the ends of jobs and to the changes of units."""
     manager = _MANAGER.object_path
     await bus.subscribe(
         MatchRule(type="signal", sender=_SYSTEMD, path=manager, interface=_MANAGER.interface, member="JobRemoved"),
@@ -327,7 +329,7 @@ async def _subscribe(bus: Bus) -> None:
 
 
 def unit_path(unit: str) -> str:
-    """Return a unit's object path; sd_bus_path_encode(3) tells how names are escaped."""
+    """Return a unit's object path, with its name escaped as in sd_bus_path_encode(3)."""
     encoded = "".join(
         char if char.isascii() and char.isalnum() and not (char.isdigit() and index == 0) else f"_{ord(char):02x}"
         for index, char in enumerate(unit)
@@ -336,19 +338,19 @@ def unit_path(unit: str) -> str:
 
 
 def _end(service: dict[str, Any], state: str) -> tuple[Reason, str]:
-    """Tell a crash from an orderly end.
+    """Return whether the office has crashed or ended in order, and the detail.
 
-    The out-of-memory killer may have taken a child process; systemd then stops the office, which obeys in all order.
+    If the out-of-memory killer has killed a child of the office, systemd stops the office, which then exits in order.
     """
     code, result = service.get("ExecMainCode"), service.get("Result", "success")
     if not code and result == "success" and state != "failed":
-        return Reason.ENDED, _UNSEEN.get(state, f"the unit is {state}")
+        return Reason.ENDED, _BY_HAND.get(state, f"the unit is {state}")
     orderly = code == _CLD_EXITED and service.get("ExecMainStatus") in ORDERLY_STATUSES and result != "oom-kill"
     return Reason.ENDED if orderly else Reason.CRASHED, _describe(service, state)
 
 
 def _describe(service: dict[str, Any], otherwise: str) -> str:
-    """Say how a unit's main process ended, in the words of systemctl status."""
+    """Return how a unit's main process has ended, in the words of systemctl status."""
     code, status, result = service.get("ExecMainCode"), service.get("ExecMainStatus"), service.get("Result")
     memory = "out of memory" if result == "oom-kill" else ""
     if code:
@@ -358,7 +360,7 @@ def _describe(service: dict[str, Any], otherwise: str) -> str:
 
 
 def _start_error(service: dict[str, Any], otherwise: str) -> StartError:
-    """Say why a start failed, with the remedy where it is known. Only ExecStartPre= tells how new-profile ended."""
+    """Return why a start has failed, with the remedy if it is known. new-profile runs as ExecStartPre=."""
     statuses = [command[-1] for command in service["ExecStartPre"] if command[-1]]
     if EX_OSFILE in statuses:
         return StartError("there is no office", _OFFICE_HINT)

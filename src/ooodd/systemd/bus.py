@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A connection to the system message bus.
 
-jeepney's sans-IO core (messages, authentication, parser) under a router of our own. jeepney's `DBusRouter` drops
-signals that nobody has fetched yet, lets calls wait for ever and leaves waiters hanging when the bus goes away; here
-every signal reaches the handler in order, every call has a time limit, and a lost bus fails every call that is under
-way and sets `lost`.
+It uses jeepney's sans-IO core (messages, authentication, parser). jeepney's own `DBusRouter` drops signals that nobody
+has fetched yet, has no time limit for calls, and leaves them waiting when the bus is lost. Here every signal reaches
+the handler in order, every call has a time limit, and if the bus is lost all calls fail and `lost` is set.
 """
 
 import asyncio
@@ -19,28 +18,28 @@ from jeepney.bus import get_bus
 
 from ooodd.errors import BusError
 
-# sd-bus's own default, sd_bus_call(3).
+# The default of sd_bus_call(3), in seconds.
 _CALL_TIMEOUT = 25.0
-# DBus specification: the most that a message may hold is 128 MiB. Ours are some KiB.
+# Messages of systemd have some KiB.
 _READ_SIZE = 64 * 1024
 
 _HINT = "is dbus running? systemctl status dbus"
 
 
 class BusRefusalError(BusError):
-    """The called service answered with an error; `name` is the D-Bus name of it."""
+    """The called service has answered with an error, whose D-Bus name is `name`."""
 
     def __init__(self, name: str, text: str) -> None:
-        """Take the D-Bus error's name and its text for humans."""
+        """Take the name of the D-Bus error, and its text."""
         super().__init__(text or name)
         self.name = name
 
 
 class Bus:
-    """One connection. Its owner calls `close`; after `lost` is done, with the reason, only `close` is of use."""
+    """One connection. Its owner calls `close`. When the bus is lost, `lost` gets the reason, and all calls fail."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take an authenticated connection; `connect` makes one."""
+        """Take an authenticated connection. Use `connect` instead."""
         self._reader = reader
         self._writer = writer
         self._parser = Parser()
@@ -53,12 +52,12 @@ class Bus:
 
     @classmethod
     async def connect(cls) -> "Bus":
-        """Open, authenticate and greet the system bus; `BusError` if that can't be done."""
+        """Connect to the system bus; `BusError` if that fails."""
         try:
             async with asyncio.timeout(_CALL_TIMEOUT):
                 reader, writer = await asyncio.open_unix_connection(get_bus("SYSTEM"))
                 await _authenticate(reader, writer)
-        # ValueError and RuntimeError: what jeepney thinks of DBUS_SYSTEM_BUS_ADDRESS, and AuthenticationError.
+        # ValueError and RuntimeError: of jeepney, for DBUS_SYSTEM_BUS_ADDRESS, and AuthenticationError.
         except (OSError, EOFError, ValueError, RuntimeError) as error:
             raise BusError(f"can't reach the system message bus ({error})", _HINT) from error
         bus = cls(reader, writer)
@@ -93,27 +92,27 @@ class Bus:
         return tuple(answer.body)
 
     async def subscribe(self, *rules: MatchRule) -> None:
-        """Ask the bus for the signals that match."""
+        """Subscribe to the signals that match."""
         for rule in rules:
             await self.call(message_bus.AddMatch(rule))
 
     def on_signal(self, handler: Callable[[str, str, tuple[Any, ...]], None]) -> None:
-        """Set who gets each signal, as (object path, member, body), in the order of arrival."""
+        """Call `handler` with each signal, as (object path, member, body), in the order of arrival."""
         self._on_signal = handler
 
     def lost_error(self) -> BusError:
-        """Return what whoever needs the bus is told once it is lost."""
+        """Return the error of calls on a lost bus."""
         return BusError(f"the connection to the system message bus is lost ({self._why})", _HINT)
 
     async def close(self) -> None:
-        """Close the connection, if it isn't yet; calls under way fail. Nothing can make it wait."""
+        """Close the connection. Calls under way fail. It may be called twice, and never waits for the other side."""
         if not self.lost.done():
             self._why = "closed"
         self._receiver.cancel()
-        self._writer.transport.abort()  # what is not written yet, nobody waits for
+        self._writer.transport.abort()  # unlike close() it does not wait until all is written
         await asyncio.wait([self._receiver])
         with contextlib.suppress(OSError):
-            # Whoever is cancelled while it waits for a stream's end takes it away from all others.
+            # A wait_closed() that is cancelled would cancel all others.
             await asyncio.shield(self._writer.wait_closed())
 
     async def _receive(self) -> None:
@@ -124,8 +123,8 @@ class Bus:
                     self._dispatch(message)
         except OSError as error:
             self._why = error.strerror or str(error)
-        except Exception as error:  # noqa: BLE001 - jeepney raises whatever it trips over in garbage
-            self._why = f"can't be understood: {error!r}"
+        except Exception as error:  # noqa: BLE001 - jeepney's parser may raise anything
+            self._why = f"not D-Bus: {error!r}"
         finally:
             self._lose()
 
@@ -160,5 +159,5 @@ async def _authenticate(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 def method_call(address: DBusAddress, method: str, signature: str = "", *body: object) -> Message:
-    """Build a method call; jeepney wants no signature rather than an empty one."""
+    """Return a method call. jeepney wants None in place of an empty signature."""
     return new_method_call(address, method, signature or None, body)

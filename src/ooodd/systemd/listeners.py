@@ -40,9 +40,9 @@ _MAX_INT = 2**31 - 1
 
 
 def from_systemd() -> tuple[list[socket.socket], dict[int, str]]:
-    """Return the listeners that systemd passed, all verified, and the names of all other descriptors that it passed.
+    """Return the listeners that systemd has passed, and the names of all other descriptors that it has passed.
 
-    The caller closes both. Raises `ListenError`, and then has closed the listeners.
+    The caller closes both. If it raises `ListenError`, the listeners are closed, and the other descriptors are not.
     """
     from systemd.daemon import listen_fds_with_names  # noqa: PLC0415 - absent in foreground use
 
@@ -78,7 +78,7 @@ def _verified(fd: int) -> socket.socket:
 
 
 def listen(address: str) -> socket.socket:
-    """Open a listener on HOST:PORT, for foreground use; the caller closes it. `ListenError` names the remedy."""
+    """Listen on HOST:PORT, for the foreground; the caller closes the listener. Raises `ListenError`."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 - 16 bits
         raise ListenError(f'"{address}" is no address to listen on', "give HOST:PORT, e.g. 127.0.0.1:2002")
@@ -91,7 +91,7 @@ def listen(address: str) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
         listener.bind((host.strip("[]"), int(port)))
         listener.listen(_BACKLOG)
-    except (OSError, TypeError) as error:  # TypeError: IDNA finds the host's name impossible
+    except (OSError, TypeError) as error:  # TypeError: IDNA refuses the host's name
         listener.close()
         number, why = (error.errno, error.strerror) if isinstance(error, OSError) else (None, error)
         hint = "end what listens there (ss -ltnp), or give another --listen" if number == errno.EADDRINUSE else ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Why ooodd.socket failed, for ooodd-socket-failed.service.
+"""Why ooodd.socket has failed, for ooodd-socket-failed.service.
 
-systemd says "Address already in use" and no more. An administrator needs to know by whom, and what to do.
+systemd only says "Address already in use". An administrator needs to know which process uses it, and what to do.
 """
 
 from collections.abc import Iterator
@@ -17,24 +17,24 @@ _MOVE = "give ooodd another address (ListenStream= in systemctl edit ooodd.socke
 
 
 async def socket_failure() -> dict[str, str]:
-    """Return systemd's word for the failure (`result`), and who holds which address and what to do (`what`)."""
+    """Return the socket unit's Result as `result`, and which process holds the address and what to do as `what`."""
     bus = await Bus.connect()
     try:
         ((_, result),) = await bus.call(_get("Result"))
         ((_, listen),) = await bus.call(_get("Listen"))
     finally:
         await bus.close()
-    taken = [line for _, address in listen for line in _holders(address)]
-    if taken:
+    holders = [line for _, address in listen for line in _holders(address)]
+    if holders:
         return {
             "result": result,
-            "what": f"{'; '.join(taken)}. End that, or {_MOVE}; then systemctl start ooodd.socket",
+            "what": f"{'; '.join(holders)}. End it, or {_MOVE}; then systemctl start ooodd.socket",
         }
     return {"result": result, "what": f"see systemctl status ooodd.socket; if the address is at fault, {_MOVE}"}
 
 
 def _holders(address: str) -> Iterator[str]:
-    """Yield who listens on the address already, other than systemd."""
+    """Yield which processes, other than systemd, listen at the address."""
     port = address.rpartition(":")[2]
     for connection in psutil.net_connections("tcp"):
         local = tuple(connection.laddr)  # host, port

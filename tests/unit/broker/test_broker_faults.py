@@ -114,8 +114,10 @@ class Scene:
 
     def probe_all(self) -> None:
         """Have every idle worker probed now."""
-        for worker in self.it.broker.pool.workers.values():
-            worker.probed = float("-inf")
+        workers = self.it.broker.pool.workers
+        for worker in workers.first(State.IDLE, len(workers)):
+            workers.probes.discard(worker.id)
+            workers.probes.add(worker.id, float("-inf"))
         self.it.broker.driver._tick()
 
     async def recover(self) -> None:

@@ -2,16 +2,16 @@
 """The keeper: starts, probes and stops offices, and reports the outcome."""
 
 import asyncio
-import contextlib
 import gc
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes import FakeSupervisor, until
+from keeperworld import Record, world
 from offices import be_client, no_descriptor_left
 from ooodd.errors import OooddError, WorkerLostError
 from ooodd.office import keeper as module
@@ -25,70 +25,6 @@ def directory() -> Iterator[Path]:
     """A short path: a unix socket's has 108 bytes at the most."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
-
-
-class Record:
-    """Takes down what the keeper tells."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[object, ...]] = []
-        self._news = asyncio.Event()
-
-    async def wait_for(self, *told: tuple[object, ...]) -> None:
-        while self.told != list(told):
-            self._news.clear()
-            await self._news.wait()
-
-    def _tell(self, *told: object) -> None:
-        self.told.append(told)
-        self._news.set()
-
-    def worker_ready(self, number: int, office: Office) -> None:
-        assert office.unit == f"fake-{number}"
-        self._tell("ready", number)
-
-    def worker_not_started(self, number: int, detail: str) -> None:
-        self._tell("not started", number, detail)
-
-    def worker_probed(self, number: int, verdict: Verdict) -> None:
-        self._tell("probed", number, verdict.fault, verdict.detail)
-
-    def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
-        self._tell("lost", number, reason, detail)
-
-    def worker_stopped(self, number: int) -> None:
-        self._tell("stopped", number)
-
-    def worker_not_stopped(self, number: int, detail: str) -> None:
-        self._tell("not stopped", number, detail)
-
-
-class World:
-    """A keeper with what surrounds it."""
-
-    def __init__(self, directory: Path, plan: list[str], start_timeout: float, probe_timeout: float) -> None:
-        self.supervisor = FakeSupervisor(directory, plan)
-        self.record = Record()
-        self.keeper = Keeper(self.supervisor, self.record, start_timeout, probe_timeout)
-
-    async def start(self, number: int = 1) -> None:
-        """Start a worker, and forget that it was told."""
-        self.keeper.start(number)
-        await self.record.wait_for(("ready", number))
-        self.record.told.clear()
-
-
-@contextlib.asynccontextmanager
-async def world(
-    plan: list[str] | None = None, start_timeout: float = 60, probe_timeout: float = 60
-) -> AsyncIterator[World]:
-    with tempfile.TemporaryDirectory() as directory:
-        it = World(Path(directory), plan or [], start_timeout, probe_timeout)
-        try:
-            yield it
-        finally:
-            await it.keeper.close()
-            await it.supervisor.close()
 
 
 async def test_start_stop_start() -> None:
@@ -351,120 +287,6 @@ async def test_a_probe_tells_what_is_wrong(fault: str, reason: Reason, detail: s
         it.supervisor.offices[1].fault = fault
         it.keeper.probe(1)
         await it.record.wait_for(("probed", 1, reason, detail))
-
-
-# An office that can't be reached. Its process may end later, and only the supervisor knows how.
-
-
-@contextlib.asynccontextmanager
-async def unreachable(*, inspect: bool) -> AsyncIterator[tuple[World, Office, "asyncio.Task[Verdict] | None"]]:
-    """A started office that has closed its pipe; it is inspected, or else probed, by now."""
-    async with world() as it:
-        await it.start()
-        office = it.keeper.office(1)
-        await it.supervisor.offices[1].close()
-        inspecting = asyncio.create_task(it.keeper.inspect(1, 60)) if inspect else None
-        if inspecting is None:
-            it.keeper.probe(1)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert it.record.told == []
-        assert inspecting is None or not inspecting.done()
-        yield it, office, inspecting
-
-
-@pytest.mark.parametrize(
-    ("reason", "detail"), [(Reason.ENDED, "exit status 0"), (Reason.CRASHED, "killed by signal 9")]
-)
-async def test_an_inspected_office_that_ends_late_ended_as_the_supervisor_reports(reason: Reason, detail: str) -> None:
-    async with unreachable(inspect=True) as (it, office, inspecting):
-        assert inspecting is not None
-        it.supervisor.lost(1, office, reason, detail)
-        assert it.record.told == [("lost", 1, reason, detail)]
-        assert (await inspecting).fault is Reason.CRASHED, "which comes too late: the loss was reported before"
-
-
-@pytest.mark.parametrize(
-    ("reason", "detail"), [(Reason.ENDED, "exit status 0"), (Reason.CRASHED, "killed by signal 9")]
-)
-async def test_a_probed_office_that_ends_late_ended_as_the_supervisor_reports(reason: Reason, detail: str) -> None:
-    async with unreachable(inspect=False) as (it, office, _):
-        it.supervisor.lost(1, office, reason, detail)
-        it.keeper.stop(1)  # as the pool answers
-        await it.record.wait_for(("lost", 1, reason, detail), ("stopped", 1))
-
-
-async def test_an_office_whose_end_was_reported_during_the_probe_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with world() as it:
-        await it.start()
-        office = it.keeper.office(1)
-
-        async def end(*_: object) -> Verdict:
-            it.supervisor.lost(1, office, Reason.ENDED, "exit status 0")
-            return Verdict(Reason.CRASHED, "closed its pipe")
-
-        monkeypatch.setattr(module, "inspect", end)
-        assert (await it.keeper.inspect(1, 60)).fault is Reason.CRASHED
-        assert it.record.told == [("lost", 1, Reason.ENDED, "exit status 0")]
-
-
-async def test_the_end_of_another_office_is_not_the_inspected_one_s() -> None:
-    async with unreachable(inspect=True) as (it, office, inspecting):
-        assert inspecting is not None
-        it.supervisor.lost(1, Office("fake-1", office.pid, office.uid, office.pipe_directory), Reason.CRASHED, "before")
-        it.supervisor.lost(2, office, Reason.CRASHED, "of a worker that never was")
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not inspecting.done()
-        it.supervisor.lost(1, office, Reason.ENDED, "exit status 0")
-        await inspecting
-        assert it.record.told == [("lost", 1, Reason.ENDED, "exit status 0")]
-
-
-async def test_an_inspection_does_not_wait_for_an_office_that_is_stopped_meanwhile() -> None:
-    async with unreachable(inspect=True) as (it, _, inspecting):
-        assert inspecting is not None
-        it.keeper.stop(1)
-        assert (await inspecting).fault is Reason.CRASHED
-        await it.record.wait_for(("stopped", 1))
-
-
-UNREACHABLE = {
-    "close-early": "fake-1 closed its pipe, and its end was not reported within 0.02 s",
-    "no-pipe": "no pipe of fake-1 in {directory}, and its end was not reported within 0.02 s",
-}
-
-
-@pytest.mark.parametrize("fault", UNREACHABLE)
-@pytest.mark.parametrize("inspect", [True, False], ids=["inspected", "probed"])
-async def test_an_unreachable_office_that_lives_on_hangs(
-    fault: str,
-    inspect: bool,  # noqa: FBT001
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "END_TIMEOUT", 0.02)
-    async with world() as it:
-        await it.start()
-        expected = UNREACHABLE[fault].format(directory=it.keeper.office(1).pipe_directory)
-        it.supervisor.offices[1].fault = fault
-        if fault == "no-pipe":
-            next(it.keeper.office(1).pipe_directory.glob("OSL_PIPE_*")).unlink()
-        if inspect:
-            verdict = await it.keeper.inspect(1, 60)
-            assert (verdict.fault, verdict.detail) == (Reason.HUNG, expected)
-        else:
-            it.keeper.probe(1)
-            await it.record.wait_for(("probed", 1, Reason.HUNG, expected))
-
-
-async def test_an_inspection_that_is_cancelled_leaves_nothing() -> None:
-    async with unreachable(inspect=True) as (_, _, inspecting):
-        assert inspecting is not None
-        inspecting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await inspecting
 
 
 # Probing
