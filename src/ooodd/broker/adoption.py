@@ -59,8 +59,8 @@ class Adoption:
         for kept in sessions.values():
             self._give_up(kept, "its office ended meanwhile")
         if left or running:
-            workers, sessions = len(running), len(self.clients)
-            self._journal.log(messages.BROKER_TAKES_OVER, workers=workers, sessions=sessions, queued=len(queued))
+            adopted = len(self.clients)
+            self._journal.log(messages.BROKER_TAKES_OVER, workers=len(running), sessions=adopted, queued=len(queued))
         for number, verdict in verdicts.items():  # now that the pool knows what runs, and starts nothing twice
             if verdict is not None:
                 self.actions += self._pool.probed(number, self._now, **asdict(verdict))
@@ -145,7 +145,7 @@ class Adoption:
 
     def _take_over_queued(self, kept: Kept) -> None:
         client = self._client(kept, Phase.QUEUED)
-        self.actions += self._pool.adopt_client(client.session, Waiting(client.since, client.peer.host), self._now)
+        self.actions += self._pool.rejoin(client.session, Waiting(client.since, client.peer.host), self._now)
 
     def _client(self, kept: Kept, phase: Phase) -> Client:
         (connection,) = kept.clients

@@ -145,9 +145,9 @@ class Session:
         )
         client.turn.decide(Left())
 
-    def _give_back(self, number: int) -> None:
-        """Give back a worker whose office the client has not touched."""
-        actions = self._pool.give_back(number, self.client.session, time.monotonic())
+    def _give_back(self, number: int, *, reached: bool = True) -> None:
+        """Give back a worker whose office the client has not touched, or could not reach."""
+        actions = self._pool.give_back(number, self.client.session, time.monotonic(), reached=reached)
         if self._pool.workers[number].client is None:
             self._driver.mark(number)
         self._driver.do(actions)
@@ -173,8 +173,8 @@ class Session:
         client, number = self.client, lease.worker
         try:
             office = self._driver.keeper.office(number).connect()
-        except WorkerLostError as error:
-            self._driver.worker_lost(number, Reason.CRASHED, str(error))
+        except WorkerLostError:  # the probe finds out why
+            self._give_back(number, reached=False)
             self._enqueue(self._pool.rejoin(client.session, self._place, time.monotonic()))
             return
         except NoDescriptorError:

@@ -145,9 +145,11 @@ class Pool:
         return self._settle(now)
 
     def rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
-        """Put a client back at its place: its worker turned out to be lost before the session began."""
-        self.uncount_session()
-        return self.adopt_client(client, place, now)
+        """Put a client back at its place: its worker could not be reached, or it waited for an earlier broker."""
+        if self.draining:
+            return [self._admission.refuse(client, Reason.CLOSING)]
+        self.queue.add(client, place)
+        return self._settle(now)
 
     def turn_away(self, client: int, reason: Reason) -> list[Action]:
         """Refuse a client for a reason that only the caller knows."""
@@ -189,15 +191,21 @@ class Pool:
             actions += self._admission.refuse_all(Reason.NO_OFFICE)
         return actions + self._settle(now)
 
-    def give_back(self, number: int, client: int, now: float) -> list[Action]:
-        """Take back a worker that the client has not touched."""
+    def give_back(self, number: int, client: int, now: float, *, reached: bool = True) -> list[Action]:
+        """Take back a worker that the client has not touched. If its office could not be reached, it is probed first.
+
+        The session does not count. The client is in no queue; see `rejoin`.
+        """
         worker = self.workers.get(number)
         if worker is None or worker.client != client or worker.state is not State.BUSY:
             return []
         self._lifecycle.undo_lease(worker, now)
-        reason = self._sizing.wear(worker, now)
-        actions = [] if reason is None else [self._lifecycle.stop(worker, now, reason)]
-        return [*actions, *self._settle(now)]
+        actions: list[Action] = []
+        if not reached:
+            actions = [self._lifecycle.probe(worker, now)]
+        elif (reason := self._sizing.wear(worker, now)) is not None:
+            actions = [self._lifecycle.stop(worker, now, reason)]
+        return actions + self._settle(now)
 
     def inspect(self, number: int, client: int, now: float) -> bool:
         """Begin the inspection after the client's session. False if the worker is not the client's any more."""
@@ -254,13 +262,6 @@ class Pool:
         max_uses = self._sizing.checked_max_uses(before.max_uses)
         self._lifecycle.adopt(self.workers.add(number), now, before, max_uses, holder)
         return [] if holder else [Probe(number)]
-
-    def adopt_client(self, client: int, place: Waiting, now: float) -> list[Action]:
-        """Put a client that waited for the earlier broker back at its place in the queue."""
-        if self.draining:
-            return [self._admission.refuse(client, Reason.CLOSING)]
-        self.queue.add(client, place)
-        return self._settle(now)
 
     def count_lost(self) -> None:
         """Count an office that ended while no broker ran."""

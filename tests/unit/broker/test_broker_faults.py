@@ -47,7 +47,7 @@ grace = 0.02
 def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_DIAGNOSIS_LIMIT", "_REFUSAL_LIMIT"):
         monkeypatch.setattr(session_module, name, 0.02)
-    monkeypatch.setattr("ooodd.office.keeper.EXIT_LIMIT", 0.02, raising=False)
+    monkeypatch.setattr("ooodd.office.keeper.END_TIMEOUT", 0.02)
     monkeypatch.setattr("ooodd.datapath.forward.LINGER_LIMIT", 0.02)
 
 

@@ -65,7 +65,7 @@ class AnyOrder(RuleBasedStateMachine):
         for seconds in waited:
             client = self.new_client()
             self.wait(client, zero - seconds)
-            self.obey(self.it.adopt_client(client, self.place(client), zero))
+            self.obey(self.it.rejoin(client, self.place(client), zero))
         self.obey(self.it.open(zero))
 
     def obey(self, actions: list[Action]) -> None:
@@ -185,11 +185,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @precondition(lambda self: set(self.holds.values()) - self.inspecting)
     @rule(data=st.data())
-    def lost_before_the_session(self, data: st.DataObject) -> None:
+    def not_reached(self, data: st.DataObject) -> None:
         untouched = [entry for entry in sorted(self.holds.items()) if entry[1] not in self.inspecting]
         client, number = data.draw(st.sampled_from(untouched))
-        self.faulty.add(number)
-        self.obey(self.it.lost(number, self.tick(), Reason.CRASHED, "why"))
+        del self.holds[client]
+        self.uses[number] -= 1
+        self.obey(self.it.give_back(number, client, self.tick(), reached=False))
         self.wait(client, self.joined.get(client, self.now))
         self.obey(self.it.rejoin(client, self.place(client), self.now))
 

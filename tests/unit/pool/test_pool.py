@@ -47,14 +47,14 @@ def test_a_worker_that_was_not_touched_can_be_given_back() -> None:
     assert it.give_back(1, 1, 3.0) == []
 
 
-def test_a_client_whose_worker_was_lost_before_its_session_keeps_its_place() -> None:
+def test_a_client_that_could_not_reach_its_office_keeps_its_place_and_the_worker_is_probed() -> None:
     it = ready_pool(1)
     it.join(1, 1.0)
     it.join(2, 2.0)
-    it.lost(1, 3.0, Reason.CRASHED, "")
+    assert it.give_back(1, 1, 3.0, reached=False) == [Probe(1)]
     assert it.rejoin(1, Waiting(1.0, ""), 3.0) == []
-    assert it.totals.sessions == 0
-    assert recycle(it, 1, 5.0) == [Start(1), Lease(1, 1)]
+    assert (it.totals.sessions, it.workers[1].uses) == (0, 0)
+    assert it.probed(1, 4.0) == [Lease(1, 1)]
 
 
 def test_a_dirty_office_is_recycled_and_counted_as_dirty() -> None:
@@ -159,7 +159,7 @@ def test_draining_lets_sessions_end_and_nobody_in() -> None:
     assert it.drain(3.0) == [Refuse(3, Reason.CLOSING)]
     assert not it.has_room("")
     assert it.join(4, 3.0) == [Refuse(4, Reason.CLOSING)]
-    assert it.adopt_client(5, Waiting(1.0, ""), 3.0) == [Refuse(5, Reason.CLOSING)]
+    assert it.rejoin(5, Waiting(1.0, ""), 3.0) == [Refuse(5, Reason.CLOSING)]
     assert end_session(it, 1, 1, 4.0) == []
     assert not it.drained
     it.lost(2, 4.0, Reason.CRASHED, "")
@@ -177,8 +177,8 @@ def test_the_workers_and_clients_of_an_earlier_broker_are_taken_over() -> None:
     assert it.adopt(2, 0.0, before) == [Probe(2)]
     assert it.adopt(5, 0.0, before, (8, "a")) == []
     assert list(it.workers) == [1, 2, 3, 5]
-    it.adopt_client(9, Waiting(0.0, "a"), 0.0)
-    it.adopt_client(10, Waiting(0.0, "b"), 0.0)
+    it.rejoin(9, Waiting(0.0, "a"), 0.0)
+    it.rejoin(10, Waiting(0.0, "b"), 0.0)
     assert it.open(0.0) == [], "with 5, which is one too many, there are as many as may be"
     assert it.probed(2, 0.1) == [Lease(2, 9)]
     assert end_session(it, 1, 7, 1.0, Reason.ADOPTED) == [Stop(1, Reason.ADOPTED), Start(3)]
@@ -192,7 +192,7 @@ def test_clients_that_waited_over_a_restart_are_in_the_order_in_which_they_joine
     it.open(0.0)
     it.join(20, 5.0)
     for client, joined in ((7, 3.0), (4, 4.0), (9, 1.0), (8, 3.0)):
-        it.adopt_client(client, Waiting(joined, ""), 6.0)
+        it.rejoin(client, Waiting(joined, ""), 6.0)
     assert list(it.queue) == [9, 7, 8, 4, 20]
     assert it.queue.oldest == 1.0
     assert it.ready(1, 7.0) == [Lease(1, 9)]
@@ -248,7 +248,7 @@ def day(zero: float) -> list[list[Action] | float | None]:
         told.append(None if it.deadline is None else round(it.deadline - zero, 6))
 
     then(it.adopt(1, zero, Worker(0, uses=3, max_uses=10, started=zero - 300.0), (1, "a")))
-    then(it.adopt_client(2, Waiting(zero - 20.0, "a"), zero))
+    then(it.rejoin(2, Waiting(zero - 20.0, "a"), zero))
     then(it.open(zero))
     then(it.not_started(2, zero + 1.0, "why"))
     then(it.stopped(2, zero + 1.0))
