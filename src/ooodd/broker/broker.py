@@ -95,6 +95,7 @@ class Broker:
 
     def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
         """Take over, before `run`, what the store has kept, which is the broker's to close from now on, and offices."""
+        self._hangups.open()
         adoption = Adoption(self.pool, self.driver.keeper, self._store, self._journal, session_limits(self.config))
         adoption.take_over(left, running)
         sessions = [self._session(client) for client in adoption.clients]
@@ -110,6 +111,7 @@ class Broker:
         """
         self._ends_unused = ends_unused
         try:
+            self._hangups.open()
             self.driver.do(self.pool.open(time.monotonic()))
             self._acceptor.accept_from(sockets)
             names = ", ".join(map(listeners.name, sockets))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 class Hangups:
-    """Watches any number of sockets for the end of the other side's stream. Its owner calls `close`."""
+    """Watches any number of sockets for the end of the other side's stream. Its owner calls `open` and `close`."""
 
     def __init__(self) -> None:
         """Watch nothing yet, on the running loop."""
@@ -21,12 +21,16 @@ class Hangups:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._loop = asyncio.get_running_loop()
 
-    def watch(self, connection: socket.socket, hung_up: Callable[[], None]) -> None:
-        """Call `hung_up` once when the other side has closed or is lost. Call `unwatch` before the socket is closed."""
-        self._callbacks[connection.fileno()] = hung_up
+    def open(self) -> None:
+        """Begin to watch. Does nothing if it has begun."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._loop.add_reader(self._epoll, self._poll)
+
+    def watch(self, connection: socket.socket, hung_up: Callable[[], None]) -> None:
+        """Call `hung_up` once when the other side has closed or is lost. Call `unwatch` before the socket is closed."""
+        assert self._epoll is not None
+        self._callbacks[connection.fileno()] = hung_up
         self._epoll.register(connection, select.EPOLLRDHUP)
 
     def unwatch(self, connection: socket.socket) -> None:

@@ -23,6 +23,7 @@ def watching() -> Iterator[Hangups]:
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
     hangups = Hangups()
+    hangups.open()
     try:
         yield hangups
     finally:
@@ -190,6 +191,7 @@ async def test_a_duplicate_that_lives_on_tells_nothing_once_it_is_unwatched() ->
 async def test_closing_leaves_nothing_on_the_loop_and_no_descriptor() -> None:
     with pair() as (_, near):
         hangups = Hangups()
+        hangups.open()
         hangups.watch(near, partial(pytest.fail, "nobody left"))
         assert hangups._epoll is not None
         descriptor = hangups._epoll.fileno()
