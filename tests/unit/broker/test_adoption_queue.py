@@ -16,6 +16,7 @@ from fakes import (
 from ooodd import messages
 from ooodd.broker.session import Session
 from ooodd.pool.pool import State
+from ooodd.systemd.marks import Marks
 
 
 async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None:
@@ -119,7 +120,7 @@ def an_hour_earlier(it: Machine, session: int) -> None:
     """Have a client that a broker left be an hour older."""
     for name in [name for name in it.left if name.split("-")[1] == str(session)]:
         start, since = name.rsplit("-", 1)
-        it.left[f"{start}-{int(since) - 3_600_000}"] = it.left.pop(name)
+        it.left[f"{start}-{int(since) - 3_600_000_000}"] = it.left.pop(name)
 
 
 async def test_the_time_to_wait_does_not_begin_anew() -> None:
@@ -181,3 +182,94 @@ async def test_what_is_no_client_is_closed_and_dropped() -> None:
         assert theirs.recv(1) == b""
         theirs.close()
         assert await echoes(client)
+
+
+async def test_the_queue_keeps_the_order_of_joining_and_not_of_numbers() -> None:
+    async with machine() as it, it.client() as busy, it.client() as late, it.client() as early:
+        await settled(it.broker.pool, State.IDLE)
+        await busy.open()
+        await until(lambda: len(it.broker.driver.clients) == 3)
+        for client, count in ((early, 1), (late, 2)):
+            await client.send(OPENING)
+            await until(lambda: len(it.broker.pool.queue) == count)  # noqa: B023 - awaited here
+        order = list(it.broker.pool.queue)
+        assert len(order) == 2
+        await it.replace()
+        assert list(it.broker.pool.queue) == order
+
+
+# Another version
+
+
+def as_version_2(it: Machine) -> None:
+    """Give what a broker left the names that version 0.2 gave."""
+    kinds = {"client": "waiting", "office": "session"}
+    left, it.left = it.left, {}
+    for name, sockets in left.items():
+        kind, *numbers, since = name.split("-")
+        it.left["-".join([kinds[kind], *numbers, f"{int(since) // 1000}/17/18"])] = sockets
+
+
+async def test_sessions_and_queued_clients_of_version_0_2_go_on() -> None:
+    async with machine() as it, it.client() as busy, it.client() as waiting:
+        await busy.open()
+        await waiting.send(OPENING)
+        await until(lambda: it.broker.pool.queue)
+        it.kill()
+        await it.bury()
+        as_version_2(it)
+        slot = it.keep.store.marks.slot(1)
+        slot.begun, slot.begun_by_2 = False, True
+        await it.begin()
+        assert await echoes(busy)
+        busy.socket.close()
+        dirty = await it.journal.wait_for(messages.WORKER_DIRTY)
+        assert "could not be followed" in str(dirty["detail"])
+        assert await waiting.receive(len(HELLO)) == HELLO
+
+
+async def test_a_session_of_which_version_0_2_held_bytes_is_ended() -> None:
+    async with machine() as it, it.client() as client:
+        await client.open()
+        it.kill()
+        await it.bury()
+        as_version_2(it)
+        it.keep.store.marks.slot(1).held_by_2 = True
+        await it.begin()
+        assert (await it.journal.wait_for(messages.SESSION_LOST))["why"] == "bytes of it may be lost"
+        assert await client.ended()
+
+
+async def test_with_marks_of_another_version_sessions_end_and_queued_clients_go_on() -> None:
+    async with machine() as it, it.client() as busy, it.client() as waiting:
+        await busy.open()
+        await waiting.send(OPENING)
+        await until(lambda: it.broker.pool.queue)
+        it.kill()
+        await it.bury()
+        it.keep.store.marks = Marks()
+        await it.begin()
+        lost = await it.journal.wait_for(messages.SESSION_LOST)
+        assert (lost["session"], lost["why"]) == (1, "the ooodd before was of another version")
+        assert await busy.ended()
+        assert await waiting.receive(len(HELLO)) == HELLO
+        async with it.client() as third:
+            await third.send(OPENING)
+            await until(lambda: it.broker.pool.queue)
+            assert list(it.broker.pool.queue) == [3]
+
+
+async def test_a_session_for_which_the_store_had_no_room_is_told_of() -> None:
+    async with machine() as it, it.client() as client:
+        await client.open()
+        it.kill()
+        await it.bury()
+        for name in [name for name in it.left if name.startswith("office-")]:
+            for each in it.left.pop(name):
+                each.close()
+        assert len(it.left) == 1
+        await it.begin()
+        lost = await it.journal.wait_for(messages.SESSION_LOST)
+        assert (lost["session"], lost["why"]) == (1, "it was just ending")
+        assert await client.ended()
+        assert not it.broker.pool.queue

@@ -223,3 +223,42 @@ async def test_a_worker_that_was_being_started_is_probed_or_started_anew() -> No
         async with it.client() as first, it.client() as second:
             assert await first.open() == HELLO
             assert await second.open() == HELLO
+
+
+async def test_an_office_that_died_with_its_broker_counts_though_nothing_else_is_left() -> None:
+    async with machine() as it:
+        await settled(it.broker.pool, State.IDLE)
+        it.kill()
+        await it.bury()
+        await it.supervisor.vanish(1)
+        assert it.left == {}
+        await it.begin()
+        assert it.broker.pool.totals.crashed == 1
+        assert it.journal.count(messages.WORKER_CRASHED) == 1
+        await settled(it.broker.pool, State.IDLE)
+
+
+async def test_a_long_call_is_known_to_be_one_by_the_next_broker() -> None:
+    async with machine() as it, it.client() as client:
+        await client.open()
+        await client.send(CALL)
+        await client.receive(len(CALL))
+        assert it.forwarding(1).quiet_since is None
+        await it.replace()
+        assert it.forwarding(1).quiet_since is None
+        await it.hand_over()
+        await it.begin()
+        assert it.forwarding(1).quiet_since is None
+
+
+async def test_a_lowered_max_uses_holds_for_offices_that_run() -> None:
+    async with machine("[pool]\nworkers=1\nmax_uses=10\nmax_uses_jitter=0") as it:
+        for _ in range(3):
+            async with it.client() as client:
+                await client.open()
+            await settled(it.broker.pool, State.IDLE)
+        await it.replace("[pool]\nworkers=1\nmax_uses=1")
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        assert it.fake.started == [1, 1]
+        assert len(it.fake.offices[1].sessions) == 1

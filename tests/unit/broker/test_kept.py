@@ -46,7 +46,7 @@ def office() -> Iterator[socket.socket]:
 
 def test_a_queued_client_is_read(client: socket.socket) -> None:
     (kept,), unknown = read({client_name(17, 8640.0): [client]})
-    assert (kept.session, kept.worker, kept.since, kept.names) == (17, 0, 8640.0, ["client-17-8640000"])
+    assert (kept.session, kept.worker, kept.since, kept.names) == (17, 0, 8640.0, ["client-17-8640000000"])
     assert kept.whole
     assert (kept.clients, kept.offices, unknown) == ([client], [], [])
 
@@ -55,7 +55,7 @@ def test_a_queued_client_is_read(client: socket.socket) -> None:
 def test_a_session_that_was_served_at_once_is_read(client: socket.socket, office: socket.socket, reverse: bool) -> None:  # noqa: FBT001
     sockets = [client, office]
     (kept,), unknown = read({office_name(17, 3, 8641.5): sockets[::-1] if reverse else sockets})
-    assert (kept.session, kept.worker, kept.since, kept.names) == (17, 3, 8641.5, ["office-17-3-8641500"])
+    assert (kept.session, kept.worker, kept.since, kept.names) == (17, 3, 8641.5, ["office-17-3-8641500000"])
     assert kept.whole
     assert (kept.clients, kept.offices, unknown) == ([client], [office], [])
 

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What one client costs, and what becomes of one that leaves or fails at a bad moment."""
+
+import pytest
+from succession import HELLO, ONE, TWO, SystemdKeep, machine
+
+from fakes import FakeClient, settled, until
+from fakesystemd import FakeSystemd
+from ooodd import messages
+from ooodd.broker.client import Phase, Turn
+from ooodd.pool.actions import Lease
+from ooodd.pool.pool import State
+from world import OPENING, QUERY, asks, world
+
+
+def since(systemd: FakeSystemd, count: int) -> list[tuple[str, int]]:
+    """Return the kinds of names, and numbers of descriptors, of the messages to systemd after the first `count`."""
+    return [(name.split("-")[0], fds) for name, fds in systemd.messages[count:]]
+
+
+async def test_a_client_that_is_served_at_once_costs_two_messages_to_systemd() -> None:
+    keep = SystemdKeep()
+    async with machine(ONE, keep=keep) as it:
+        await settled(it.broker.pool, State.IDLE)
+        before = len(keep.systemd.messages)
+        async with it.client() as client:
+            assert await client.open() == HELLO
+        await settled(it.broker.pool, State.IDLE)
+        await until(lambda: not it.broker.driver.clients)
+        assert since(keep.systemd, before) == [("office", 2), ("office", 0)]
+
+
+async def test_a_client_that_was_queued_costs_four_messages_to_systemd() -> None:
+    keep = SystemdKeep()
+    async with machine(ONE, keep=keep) as it, it.client() as waiting:
+        await settled(it.broker.pool, State.IDLE)
+        async with it.client() as busy:
+            assert await busy.open() == HELLO
+            before = len(keep.systemd.messages)
+            await waiting.send(OPENING)
+            await until(lambda: it.broker.pool.queue)
+        assert await waiting.receive(len(HELLO)) == HELLO
+        waiting.socket.close()
+        await settled(it.broker.pool, State.IDLE)
+        await until(lambda: not it.broker.driver.clients)
+        mine = [entry for entry in since(keep.systemd, before) if entry != ("office", 0)]
+        assert mine == [("client", 1), ("office", 1), ("client", 0)]
+
+
+async def test_a_client_that_leaves_in_the_turn_in_which_it_gets_a_worker_leaves_it_untouched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world() as it, it.client() as busy:
+        await settled(it.broker.pool, State.IDLE)
+        assert await busy.open() == HELLO
+        waiting = FakeClient(it.listener.getsockname())
+        await waiting.__aenter__()
+        await waiting.send(OPENING)
+        await until(lambda: it.broker.pool.queue)
+        decide = Turn.decide
+
+        def decide_and_leave(turn: Turn, decision: Lease) -> None:
+            decide(turn, decision)
+            monkeypatch.setattr(Turn, "decide", decide)
+            waiting.socket.close()
+            it.broker._hangups._poll()
+
+        monkeypatch.setattr(Turn, "decide", decide_and_leave)
+        busy.socket.close()
+        await settled(it.broker.pool, State.IDLE)
+        await until(lambda: not it.broker.driver.clients)
+        assert it.journal.count(messages.CLIENT_LEFT) == 1
+        assert (it.supervisor.started, it.broker.pool.totals.sessions, it.broker.pool.workers[1].uses) == ([1], 1, 1)
+        assert it.journal.count(messages.SESSION_BEGIN) == it.journal.count(messages.SESSION_END) == 1
+
+
+async def test_of_refused_clients_that_do_not_close_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ooodd.broker.broker._MOST_REFUSED", 2)
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy:
+        assert await busy.open() == HELLO
+        async with it.client() as first, it.client() as second, it.client() as third:
+            for client in (first, second):
+                assert b"0 clients wait already" in await asks(client)
+            await third.send(QUERY)
+            line = await it.journal.wait_for(messages.CLIENT_GAVE_NO_END)
+            assert line["client"] == "{}:{}".format(*first.socket.getsockname())
+            await until(lambda: len(it.broker.driver.clients) == 3)
+            assert {client.phase for client in it.broker.driver.clients.values()} == {Phase.FORWARDING, Phase.REFUSED}
+
+
+async def test_a_queue_beyond_what_is_kept_is_warned_of() -> None:
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=1501") as it:
+        warning = await it.journal.wait_for(messages.QUEUE_BEYOND_STORE)
+        assert warning == {"max_clients": 1501, "kept": 1500}
+    async with world("[pool]\nworkers=1\n[queue]\nmax_clients=1500") as it:
+        await it.journal.wait_for(messages.BROKER_READY)
+        assert it.journal.count(messages.QUEUE_BEYOND_STORE) == 0
+
+
+async def test_an_error_in_the_data_path_ends_that_session_and_its_office() -> None:
+    async with machine(TWO) as it, it.client() as client, it.client() as other:
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
+        assert await client.open() == HELLO
+        assert await other.open() == HELLO
+        it.forwarding(1)._fail(ZeroDivisionError())
+        assert await client.ended()
+        assert it.journal.count(messages.INTERNAL_ERROR) == 1
+        await other.send(OPENING)
+        assert await other.receive(len(OPENING)) == OPENING
+        await until(lambda: it.broker.pool.totals.recycled == 1)
