@@ -10,6 +10,8 @@ FUZZ_VENV = build/fuzz-venv
 RUNS = 1000000
 SESSIONS = 2000
 SEED = 1
+SUITE = trixie
+TARGET = demo
 PYTEST = $(PYTHON) -m pytest $(PYTEST_ARGS)
 
 .PHONY: help
@@ -41,6 +43,10 @@ test-office: test-tools ## Run the tests that need an office, but no systemd
 .PHONY: test-machine
 test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
 	$(PYTEST) tests/machine
+
+.PHONY: fresh
+fresh: ## Run README's `make TARGET` on a fresh Debian that has just booted (SUITE=bookworm|trixie TARGET=demo|test)
+	packaging/fresh $(SUITE) $(TARGET)
 
 .PHONY: soak
 soak: test-tools deb ## Run thousands of sessions with random faults, and explain each (SESSIONS=2000 SEED=1)
