@@ -55,11 +55,21 @@ def cgroup2_mount() -> Path | None:
     return None
 
 
+def name_prefix() -> str:
+    """The names of this pid namespace's machines, up to the keeper's pid.
+
+    A pid alone would not do: a keeper in a container can see the control groups of the host's machines, but not their
+    keepers, and would take them for left over.
+    """
+    return f"{NAME}{Path('/proc/self/ns/pid').stat().st_ino}-"
+
+
 def sweep(cgroups: Path, directories: Path) -> None:
-    """Remove what keepers left that were themselves killed."""
-    for path in (*cgroups.glob(f"{NAME}*"), *directories.glob(f"{NAME}*")):
-        number = path.name.removeprefix(NAME)
-        if not re.fullmatch(r"[0-9]+", number) or Path("/proc", number).exists():
+    """Remove what is left of machines whose keepers were killed. Machines of other pid namespaces are left alone."""
+    prefix = name_prefix()
+    for path in (*cgroups.glob(f"{prefix}*"), *directories.glob(f"{prefix}*")):
+        pid = path.name.removeprefix(prefix)
+        if not re.fullmatch(r"[0-9]+", pid) or Path("/proc", pid).exists():
             continue
         if path.parent == cgroups:
             remove_cgroup(path)
@@ -97,7 +107,7 @@ class Keeper:
     """One machine, from its control group to its removal. ``close`` may be called at any point, and must be."""
 
     def __init__(self, cgroups: Path, directories: Path = Path("/run")) -> None:
-        name = f"{NAME}{os.getpid()}"
+        name = f"{name_prefix()}{os.getpid()}"
         self.cgroup = cgroups / name
         self.directory = directories / name
         self.machine: subprocess.Popen[bytes] | None = None
