@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,30 +76,33 @@ def deb() -> Path:
     return found[0]
 
 
-def made(config: pytest.Config, name: str, *command: str, sources: list[Path]) -> Path:
-    """The directory that a command fills, run again only when one of its sources has changed.
+def made(name: str, *command: str, sources: list[Path]) -> Path:
+    """The directory that a command fills, below build/; made again when one of its sources, or Debian, has changed.
+
+    It gets its name when it is complete: an interrupted run, or another one at the same time, does no harm.
 
     :param command: gets the directory as its last argument.
     """
-    cache = config.cache
-    assert cache is not None
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    directory = cache.mkdir(f"ooodd-{name}") / key
-    complete = directory / ".complete"
-    if not complete.exists():
-        directory.mkdir(exist_ok=True)
-        done = subprocess.run([*command, str(directory)], capture_output=True, text=True, timeout=300, check=False)
+    release = Path("/etc/debian_version")
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in (release, *sources))).hexdigest()[:16]
+    directory = SOURCE_TREE / "build" / "tests" / f"{name}-{key}"
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory.parent))
+        new.chmod(0o755)
+        done = subprocess.run([*command, str(new)], capture_output=True, text=True, timeout=300, check=False)
         if done.returncode != 0:
             pytest.fail(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-        complete.touch()
+        with suppress(OSError):  # another run has just made it
+            new.rename(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
-def documents(pytestconfig: pytest.Config) -> Path:
+def documents() -> Path:
     """The test documents on the host; every machine has them in DOCUMENTS_INSIDE, read-only."""
     make = TESTS / "documents" / "make.py"
-    return made(pytestconfig, "documents", PYTHON, str(make), sources=sorted(make.parent.glob("*.py")))
+    return made("documents", PYTHON, str(make), sources=sorted(make.parent.glob("*.py")))
 
 
 @pytest.fixture(scope="session")
@@ -108,11 +113,11 @@ def expected_pages(documents: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def built_clients(pytestconfig: pytest.Config) -> Path:
+def built_clients() -> Path:
     """The Java and C++ clients, built; every machine has them in CLIENTS_INSIDE (see tests/clients/build.py)."""
     build = CLIENTS / "build.py"
     sources = [build, CLIENTS / "java" / "Convert.java", CLIENTS / "cpp" / "convert.cpp"]
-    return made(pytestconfig, "clients", PYTHON, str(build), sources=sources)
+    return made("clients", PYTHON, str(build), sources=sources)
 
 
 @pytest.fixture(scope="session")

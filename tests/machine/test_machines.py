@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Throwaway machines side by side: each has a control-group tree of its own, and none harms another."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,4 +75,4 @@ def test_only_leftovers_of_the_own_pid_namespace_are_swept(tmp_path: Path, own: 
         assert directory.exists() == left
     finally:
         if directory.exists():
-            os.rmdir(directory)
+            directory.rmdir()
