@@ -12,7 +12,7 @@ SESSIONS = 2000
 SEED = 1
 SUITE = trixie
 TARGET = demo
-PYTEST = $(PYTHON) -m pytest $(PYTEST_ARGS)
+PYTEST = $(PYTHON) -m pytest
 
 .PHONY: help
 help: ## Show this help
@@ -29,24 +29,36 @@ demo: test-tools deb ## Install the package on a throwaway machine and convert r
 	PYTHONPATH=src tests/machine/demo
 
 .PHONY: test
-test: test-tools deb ## Run every test
-	$(PYTEST) tests/unit $(wildcard tests/office) tests/machine
+test: test-tools deb ## Run the tests of CI: one of each feature, at most 25 minutes on 2 cores
+	$(PYTEST) -m "not long" tests/unit tests/office tests/machine $(PYTEST_ARGS)
+
+.PHONY: test-long
+test-long: test-tools deb ## Run the long and repeated tests, which `make test` leaves out
+	$(PYTEST) -m long tests/unit tests/office tests/machine $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: ## Run everything: both rings, soak, fuzz, Debian 12 and 13; takes hours (docs/tests.md)
+	packaging/test-all $(PARTS)
 
 .PHONY: test-unit
 test-unit: test-tools ## Run the tests that need neither an office nor a machine
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit $(PYTEST_ARGS)
 
 .PHONY: test-office
 test-office: test-tools ## Run the tests that need an office, but no systemd
-	$(PYTEST) tests/office
+	$(PYTEST) tests/office $(PYTEST_ARGS)
 
 .PHONY: test-machine
 test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
-	$(PYTEST) tests/machine
+	$(PYTEST) tests/machine $(PYTEST_ARGS)
 
 .PHONY: fresh
 fresh: ## Run README's `make TARGET` on a fresh Debian that has just booted (SUITE=bookworm|trixie TARGET=demo|test)
 	packaging/fresh $(SUITE) $(TARGET)
+
+.PHONY: tests-root
+tests-root: ## Make build/roots/SUITE, a Debian to test on: OOODD_TESTS_ROOT=build/roots/trixie make test-machine
+	packaging/tests-root $(SUITE)
 
 .PHONY: soak
 soak: test-tools deb ## Run thousands of sessions with random faults, and explain each (SESSIONS=2000 SEED=1)
