@@ -134,6 +134,7 @@ def test_of_five_thousand_clients_at_once_a_thousand_wait_in_order(full_service:
     assert grown <= MOST_MEMORY
 
 
+@pytest.mark.long
 def test_a_waiting_client_takes_little_memory(full_service: Service) -> None:
     broker = Broker(full_service)
     with crowd_before(full_service.machine, clients=WAITING) as crowd:
@@ -148,6 +149,7 @@ def test_a_waiting_client_takes_little_memory(full_service: Service) -> None:
     assert grown <= MOST_MEMORY
 
 
+@pytest.mark.long
 def test_a_crowd_that_connects_before_it_speaks_is_heard(full_service: Service) -> None:
     """More connections than the kernel keeps until they speak: it passes the others on before."""
     with crowd_before(full_service.machine, "--connect-first") as crowd:

@@ -17,8 +17,8 @@ from ooodd import messages
 from places import CLIENTS
 from service import PATIENCE, Service, Session, await_step, release, told_error
 
-# How many offices are killed at random.
-KILLS = int(os.environ.get("OOODD_TESTS_KILLS", "100"))
+# How many offices are killed at random: in the inner ring of tests, and in the outer one.
+KILLS = [12, pytest.param(int(os.environ.get("OOODD_TESTS_KILLS", "100")), marks=pytest.mark.long)]
 OFFICE = "/opt/strange"
 # Instead of an office: says nothing at all, or listens, or greets as an office does and then says nothing.
 STRANGE_OFFICE = r"""#!/usr/bin/python3
@@ -302,7 +302,8 @@ def unexplained(sessions: list[Session], kills: dict[int, float]) -> list[Sessio
     return [session for session in sessions if session.error and not explained(session)]
 
 
-def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service: Service) -> None:
+@pytest.mark.parametrize("count", KILLS)
+def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service: Service, count: int) -> None:
     workers, random = 4, Random(2004)
     service.configure(f"[pool]\nworkers = {workers}\nmin_workers = {workers}\nmax_uses = 1000000\n")
     service.start()
@@ -312,9 +313,9 @@ def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service
     took = []
     with service.herd(6) as herd:
         until(lambda: len([s for s in herd.sessions() if s.pid]) > 6, PATIENCE, "work to be under way")
-        while len(kills) < KILLS:
+        while len(kills) < count:
             began = time.monotonic()
-            pids = killed(service, random, min(random.choice((1, 2, 3, 3)), KILLS - len(kills)))
+            pids = killed(service, random, min(random.choice((1, 2, 3, 3)), count - len(kills)))
             kills.update(dict.fromkeys(pids, time.monotonic()))
             until(lambda: service.totals()["crashed"] >= len(kills), PATIENCE, "the crashes to be counted")
             service.wait_whole(workers, without=kills)

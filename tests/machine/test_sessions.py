@@ -3,6 +3,8 @@
 
 from collections import Counter
 
+import pytest
+
 from command import Command
 from deadline import until
 from places import CLIENTS, PYTHON
@@ -24,15 +26,16 @@ def exclusive_sessions(service: Service, count: int) -> list[tuple[int, int]]:
     return [(int(number), int(pid)) for number, pid, _ in map(str.split, done.stdout.splitlines())]
 
 
-def test_eight_clients_on_two_workers_are_each_alone(service: Service) -> None:
+@pytest.mark.parametrize("count", [48, pytest.param(200, marks=pytest.mark.long)])
+def test_eight_clients_on_two_workers_are_each_alone(service: Service, count: int) -> None:
     service.configure("[pool]\nworkers = 2\nmax_uses = 10\nmax_uses_jitter = 3\n")
-    sessions = exclusive_sessions(service, 200)
-    assert sorted(number for number, _ in sessions) == list(range(1, 201))
+    sessions = exclusive_sessions(service, count)
+    assert sorted(number for number, _ in sessions) == list(range(1, count + 1))
     uses = Counter(pid for _, pid in sessions)
     assert max(uses.values()) <= 13
-    assert len(uses) >= 200 / 13
+    assert len(uses) >= count / 13
     totals = service.status()["totals"]
-    assert (totals["sessions"], totals["refused"], totals["crashed"], totals["hung"]) == (200, 0, 0, 0)
+    assert (totals["sessions"], totals["refused"], totals["crashed"], totals["hung"]) == (count, 0, 0, 0)
 
 
 def test_clients_are_served_in_the_order_in_which_they_came(service: Service) -> None:

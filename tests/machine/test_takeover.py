@@ -20,9 +20,9 @@ from deadline import until
 from ooodd import messages
 from service import CONFIGURATION, PATIENCE, Herd, Service, Session, await_step, out_of_order, release, told_error
 
-# How many brokers are killed under load, and restarted.
-KILLS = int(os.environ.get("OOODD_TESTS_BROKER_KILLS", "15"))
-RESTARTS = 10
+# How many brokers are killed under load, and restarted: in the inner ring of tests, and in the outer one.
+KILLS = [6, pytest.param(int(os.environ.get("OOODD_TESTS_BROKER_KILLS", "30")), marks=pytest.mark.long)]
+RESTARTS = [3, pytest.param(20, marks=pytest.mark.long)]
 # The port 2002 in a TCP table of /proc.
 PORT = ":07D2"
 LISTENS = "0A"
@@ -133,7 +133,8 @@ def reload(service: Service, text: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names(service: Service) -> None:
+@pytest.mark.parametrize("count", KILLS)
+def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names(service: Service, count: int) -> None:
     """Eight sessions, of which three only hold their office, and twenty waiting clients."""
     workers, holding, waiting = 8, 3, 20
     service.configure(
@@ -148,7 +149,7 @@ def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names
     with service.herd(workers - holding + waiting) as herd:
         service.wait_queue(waiting)
         pid = broker(service)
-        for number in range(KILLS):
+        for number in range(count):
             if number % 3 == 2:  # the others are killed as soon as they answer
                 wait_for_an_end(herd)
             began = time.monotonic()
@@ -165,7 +166,7 @@ def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names
     failed = [visit for visit in found if visit.session.error]
     order = journal_order(service, moment)
     print(
-        f"{KILLS} kills: {len(found)} sessions, {len(lost)} named as lost, {len(failed)} failed; from a kill to the "
+        f"{count} kills: {len(found)} sessions, {len(lost)} named as lost, {len(failed)} failed; from a kill to the "
         f"next broker {sorted(took)[len(took) // 2]:.2f} s in the middle, {max(took):.2f} s at the most"
     )
     assert still == [office["pid"] for _, office in holders]
@@ -180,7 +181,8 @@ def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names
     assert service.serves()
 
 
-def test_restarts_under_load_are_noticed_by_nobody(service: Service) -> None:
+@pytest.mark.parametrize("count", RESTARTS)
+def test_restarts_under_load_are_noticed_by_nobody(service: Service, count: int) -> None:
     workers = 4
     service.configure(f"[pool]\nworkers = {workers}\nmin_workers = {workers}\nmax_uses = 1000000\n")
     moment = service.machine.journal_moment()
@@ -188,18 +190,18 @@ def test_restarts_under_load_are_noticed_by_nobody(service: Service) -> None:
     took = []
     with service.herd(8) as herd:
         service.wait_queue(6)
-        for _ in range(RESTARTS):
+        for _ in range(count):
             began = time.monotonic()
             service.machine.run("systemctl", "restart", "ooodd.service", check=True)
             took.append(time.monotonic() - began)
             wait_for_an_end(herd)
         herd.stop()
         found = visits(herd)
-    print(f"{RESTARTS} restarts: {len(found)} sessions; a restart took {max(took):.2f} s at the most")
+    print(f"{count} restarts: {len(found)} sessions; a restart took {max(took):.2f} s at the most")
     assert [release(client)[0].get("pid") for client, _ in holders] == [office["pid"] for _, office in holders]
     assert [visit for visit in found if visit.session.error] == []
     assert service.lines(messages.SESSION_LOST, moment) == []
-    assert len(service.lines(messages.BROKER_HANDS_OVER, moment)) == RESTARTS
+    assert len(service.lines(messages.BROKER_HANDS_OVER, moment)) == count
     order = journal_order(service, moment)
     assert order == sorted(order)
     assert out_of_order(dialled_order(found), 0.3) == []
