@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A document that a client left open is never seen by the next one."""
+"""The next client never sees a document that another client has left open."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TAIL = "</table:table></office:spreadsheet></office:body></office:document>\n"
 
 
 def sheet() -> str:
-    """A spreadsheet that takes long to load."""
+    """A spreadsheet that takes seconds to load."""
     cells = (
         '<table:table-cell office:value-type="float" office:value="{0}"/>'
         '<table:table-cell office:value-type="string"><text:p>text of {0}</text:p></table:table-cell>'
@@ -44,8 +44,8 @@ def abandon(service: Service, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", ABANDONED)
-def test_a_document_that_loads_when_its_client_is_killed_is_not_the_next_one_s(service: Service, count: int) -> None:
-    """By path and by stream, visible and hidden; at any moment, also when it is loaded."""
+def test_the_document_of_a_client_killed_while_it_loads_is_not_seen_by_the_next(service: Service, count: int) -> None:
+    """By path and by stream, visible and hidden. The client is killed at any moment, before or after the load."""
     service.configure("[pool]\nworkers = 1\nmax_uses = 1000\nmax_uses_jitter = 0\n")
     service.machine.put(SHEET, sheet())
     found = abandon(service, count)
@@ -61,7 +61,7 @@ def test_a_document_that_loads_when_its_client_is_killed_is_not_the_next_one_s(s
 
 
 @pytest.mark.parametrize("ways", [(), ("--visible",), ("--stream",), ("--stream", "--visible")], ids="-".join)
-def test_a_document_that_a_client_leaves_open_is_not_the_next_one_s(service: Service, ways: tuple[str, ...]) -> None:
+def test_a_document_left_open_is_not_seen_by_the_next_client(service: Service, ways: tuple[str, ...]) -> None:
     service.configure("[pool]\nworkers = 1\nmax_uses = 1000\n")
     moment = service.machine.journal_moment()
     for number in range(1, 4):

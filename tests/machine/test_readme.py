@@ -13,7 +13,7 @@ TREE = "/root/ooodd"
 
 def first_steps() -> str:
     """The commands."""
-    section = (SOURCE_TREE / "README.md").read_text().split("## First steps")[1]
+    section = (SOURCE_TREE / "README.md").read_text(encoding="utf-8").split("## First steps")[1]
     match = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
     assert match is not None
     return match.group(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""An office of your own for every client: exclusive, in order, recycled; proved from the offices' side."""
+"""Every client has an office to itself, in the order in which clients come; offices are recycled."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ cat sessions
 
 
 def exclusive_sessions(service: Service, count: int) -> list[tuple[int, int]]:
-    """Run so many sessions of exclusive.py, eight at a time; return their numbers and their offices' pids."""
+    """Run `count` sessions of exclusive.py, eight at a time; return the number and the office's pid of each."""
     script = f"{CLIENTS}/exclusive.py"
     done = service.machine.run("sh", "-c", DRIVER, "sh", "/tmp/exclusive", str(count), script, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -84,7 +84,7 @@ def test_what_a_client_changed_in_the_profile_is_gone_with_the_worker(service: S
     assert service.machine.run("test", "-e", mark).returncode == 1
 
 
-def test_a_client_killed_in_mid_session_gives_its_worker_back(service: Service) -> None:
+def test_a_client_killed_during_its_session_frees_its_worker(service: Service) -> None:
     service.configure("[pool]\nworkers = 1\n")
     client, office = service.holding_client()
     assert service.states() == ["busy"]
@@ -96,7 +96,7 @@ def test_a_client_killed_in_mid_session_gives_its_worker_back(service: Service) 
     assert service.serves() == office["pid"]
 
 
-def test_port_checks_and_silence_cost_nothing(service: Service) -> None:
+def test_port_checks_and_silent_connections_cost_no_worker(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\n")
     service.start()
     service.wait_idle()
@@ -110,7 +110,7 @@ def test_port_checks_and_silence_cost_nothing(service: Service) -> None:
     assert status["totals"]["sessions"] == 1
     assert sum(worker["uses"] for worker in status["workers"]) == 1
     for client in silent:
-        assert client.poll() is None, "a silent client ended"
+        assert client.poll() is None, "a silent client has ended"
         client.release()
 
 
@@ -120,7 +120,7 @@ def test_a_waiting_client_that_leaves_costs_no_worker(service: Service) -> None:
     waiting = service.client("convert.py")
     until(lambda: service.status()["queue"]["length"] == 1, PATIENCE, "the client to wait")
     waiting.release()
-    until(lambda: service.status()["queue"]["length"] == 0, PATIENCE, "the client to be forgotten")
+    until(lambda: service.status()["queue"]["length"] == 0, PATIENCE, "the client to leave the queue")
     holder.communicate("go\n")
     holder.release()
     service.wait_idle()

@@ -13,7 +13,7 @@ from command import Command
 from deadline import until
 from machine import INSTALL_TIMEOUT, SOURCE_TREE, Machine
 from ooodd import messages
-from service import PATIENCE, Service, await_step, release, told_error
+from service import PATIENCE, Service, await_step, client_error, finish
 
 WORKERS = 4
 
@@ -94,11 +94,11 @@ def test_sessions_and_waiting_clients_of_0_2_outlive_the_upgrade(old_service: Se
     before, old, moment = service.totals(), service.main_pid(), service.machine.journal_moment()
     given = numbers(service, first)
     service.machine.install(deb)
-    until(lambda: service.main_pid() not in (0, old) and service.glance(), PATIENCE, "the new broker")
+    until(lambda: service.main_pid() not in (0, old) and service.status_if_running(), PATIENCE, "the new broker")
     assert service.lines(messages.SESSION_LOST, moment) == []
     assert service.lines(messages.CLIENT_LOST, moment) == []
-    assert [release(client)[0].get("pid") for client, _ in holders] == [office["pid"] for _, office in holders]
-    assert [told_error(client) for client in waiting] == [""] * 3
+    assert [finish(client)[0].get("pid") for client, _ in holders] == [office["pid"] for _, office in holders]
+    assert [client_error(client) for client in waiting] == [""] * 3
     assert service.serves()
     assert min(numbers(service, moment)) > max(given), "session numbers begin anew"
     service.wait_total("sessions", before["sessions"] + 4)
@@ -141,7 +141,7 @@ def test_a_call_under_way_outlives_the_upgrade_from_0_2(old_service: Service, de
     (worker,) = (worker for worker in service.workers() if worker["client"])
     moment = service.machine.journal_moment()
     service.machine.install(deb)
-    until(service.glance, PATIENCE, "the new broker")
+    until(service.status_if_running, PATIENCE, "the new broker")
     assert [each["pid"] for each in service.workers() if each["client"]] == [worker["pid"]]
     assert client.poll() is None
     client.release()
@@ -164,10 +164,10 @@ def test_a_downgrade_to_0_2_stops_in_order_and_0_2_serves(
     moment = machine.journal_moment()
     with installation(machine, old_deb) as process:
         for client in waiting:
-            assert told_error(client).startswith("ooodd: the service is stopping")
+            assert client_error(client).startswith("ooodd: the service is stopping")
         if not in_order:
             process.wait(INSTALL_TIMEOUT)
-        errors = [told_error(client) for client, _ in holders]
+        errors = [client_error(client) for client, _ in holders]
     assert [error == "" for error in errors] == [in_order] * 2, errors
     assert version(machine) == "ooodd 0.1.0"
     assert int(show(service, "NFileDescriptorStore")) == 0
@@ -192,7 +192,7 @@ def test_a_purged_package_leaves_nothing(fresh_service: Service) -> None:
     holder, office = service.holding_client()
     with dpkg(machine, "--purge", "ooodd"):
         pass
-    assert told_error(holder)
+    assert client_error(holder)
     assert machine.run("test", "-e", f"/proc/{office['pid']}").returncode == 1
     assert machine.run("pgrep", "-x", "soffice.bin").stdout == ""
     left = machine.run(
@@ -211,7 +211,7 @@ def test_a_removed_package_can_be_installed_again(fresh_service: Service, deb: P
     service.configure("[pool]\nworkers = 1\n")
     holder, _ = service.holding_client()
     with dpkg(machine, "--remove", "ooodd"):
-        assert told_error(holder) == ""
+        assert client_error(holder) == ""
     machine.install(deb)
     assert service.serves()
     assert service.status()["config"]["pool"]["workers"] == 1
