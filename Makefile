@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Each target is complete on a fresh Debian 12 or 13 machine as root: it installs what it needs, and does nothing to
-# the machine but that. All that is built goes to build/ and dist/.
+# Each target works on a fresh Debian 12 or 13 machine as root: it installs the packages that it needs, and changes
+# nothing else on the machine. What is built goes to build/ and dist/.
 
-# The distribution's own Python, whatever else is in PATH: it is the one that the package runs on.
+# Debian's Python, which the package uses, whatever else is in PATH.
 PYTHON = /usr/bin/python3
 VENV = build/venv
 FUZZ_VENV = build/fuzz-venv
@@ -21,7 +21,7 @@ help: ## Show this help
 	@echo 'PYTEST_ARGS="-k name -x" narrows any of the tests.'
 
 .PHONY: deb
-deb: ## Build dist/ooodd_*.deb from the work tree as it is
+deb: ## Build dist/ooodd_*.deb from the work tree, with uncommitted changes
 	packaging/build-deb
 
 .PHONY: demo
@@ -41,11 +41,11 @@ test-all: ## Run everything: both rings, soak, fuzz, Debian 12 and 13; takes hou
 	packaging/test-all $(PARTS)
 
 .PHONY: test-unit
-test-unit: test-tools ## Run the tests that need neither an office nor a machine
+test-unit: test-tools ## Run the tests that need neither LibreOffice nor systemd
 	$(PYTEST) tests/unit $(PYTEST_ARGS)
 
 .PHONY: test-office
-test-office: test-tools ## Run the tests that need an office, but no systemd
+test-office: test-tools ## Run the tests that need LibreOffice, but no systemd
 	$(PYTEST) tests/office $(PYTEST_ARGS)
 
 .PHONY: test-machine
@@ -61,7 +61,7 @@ tests-root: ## Make build/roots/SUITE, a Debian to test on: OOODD_TESTS_ROOT=bui
 	packaging/tests-root $(SUITE)
 
 .PHONY: soak
-soak: test-tools deb ## Run thousands of sessions with random faults, and explain each (SESSIONS=2000 SEED=1)
+soak: test-tools deb ## Run thousands of sessions with random faults, and account for each (SESSIONS=2000 SEED=1)
 	tests/soak/run --sessions $(SESSIONS) --seed $(SEED)
 
 .PHONY: fuzz
@@ -71,20 +71,20 @@ fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guid
 		-print_final_stats=1 -artifact_prefix=build/fuzz- build/fuzz-corpus
 
 .PHONY: bench
-bench: test-tools deb ## Measure what a call costs through ooodd, next to HAProxy and next to nothing
+bench: test-tools deb ## Measure the cost of a call through ooodd, through HAProxy and directly
 	benchmarks/run
 
 .PHONY: lint
-lint: lint-tools $(VENV)/made ## Check the source: ruff, mypy, shellcheck, the units, the versions
+lint: lint-tools $(VENV)/made ## Check the source: ruff, mypy, shellcheck, units, versions, commit subjects
 	packaging/lint $(VENV)
 
 .PHONY: format
-format: lint-tools $(VENV)/made ## Let ruff put the source in order
+format: lint-tools $(VENV)/made ## Format the source with ruff
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
 .PHONY: clean
-clean: ## Remove all that was built
+clean: ## Remove everything that was built
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -r {} +
 
@@ -95,7 +95,7 @@ test-tools:
 lint-tools:
 	@packaging/apt-install packaging/lint-packages.txt
 
-# With the system's packages in sight, so that mypy sees the types of the libraries that the package will run with.
+# With Debian's Python packages, so that mypy sees the types of the libraries that the package uses.
 $(VENV)/made: packaging/lint-requirements.txt | lint-tools
 	rm -rf $(VENV)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
