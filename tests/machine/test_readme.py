@@ -8,7 +8,8 @@ from places import DOCUMENTS_INSIDE
 from service import Service
 
 COPY = 'mkdir "$1" && tar -C "$0" --exclude ./build --exclude ./dist --exclude ./.git -c . | tar -C "$1" -x'
-TREE = "/root/ooodd"
+# Only root can read /root, as with a clone of an administrator. The source tree itself may be in there as well.
+TREE = "/root/first-steps"
 
 
 def first_steps() -> str:
