@@ -186,6 +186,20 @@ def test_an_upgrade_does_not_stop_the_service(service: Service) -> None:
         assert service.main_pid() == old
 
 
+def test_a_downgrade_stops_the_service_first(service: Service) -> None:
+    """The same script, as dpkg calls it before it unpacks an older version."""
+    service.configure('[session]\ndrain_timeout = "60s"\n')
+    holder, _ = service.holding_client()
+    moment = service.machine.journal_moment()
+    with service.machine.popen("/var/lib/dpkg/info/ooodd.prerm", "upgrade", "0.1.0") as process:
+        service.machine.wait_journal("ooodd.service", f"MESSAGE_ID={messages.BROKER_STOPPING.id}", after=moment)
+        assert client_error(holder) == ""
+        assert process.wait(PATIENCE) == 0
+    states = service.machine.run("systemctl", "is-active", "ooodd.service", "ooodd.socket").stdout.split()
+    assert states == ["inactive", "inactive"]
+    assert int(show(service, "NFileDescriptorStore")) == 0
+
+
 def test_a_purged_package_leaves_nothing(fresh_service: Service) -> None:
     service, machine = fresh_service, fresh_service.machine
     service.configure('[session]\ndrain_timeout = "1s"\n')
