@@ -122,13 +122,14 @@ class Keeper:
         (self.directory / "machine").mkdir()
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.notify.bind(str(self.directory / "notify"))
-        # The shell joins the control group before unshare makes it the root of the machine's view.
-        join = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
         limits = ["setpriv", "--pdeathsig", "KILL", "--bounding-set", WITHOUT_CAPABILITIES]
-        enter = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net", "--fork", "--kill-child"]
+        enter = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
+        # The machine's first process alone joins the control group ("0" is the writer), and then makes it the root of
+        # its view. Any process that stayed there would keep systemd from passing controllers on to its units.
+        join = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec unshare --cgroup "$@"', str(self.cgroup)]
         boot = [str(BOOT), str(root), str(self.directory), *shares]
         with (self.directory / "boot.log").open("wb") as log:
-            command = ["sh", "-c", join, str(self.cgroup), *limits, *enter, *boot]
+            command = [*limits, *enter, *join, *boot]
             self.machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait_ready(self, timeout: float) -> int:
