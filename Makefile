@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Each target is complete on a fresh Debian 12 or 13 machine as root: it installs what it needs, and does nothing to
-# the machine but that. All that is built goes to build/ and dist/.
+# Each target works on a fresh Debian 12 or 13 machine as root: it installs the packages that it needs, and changes
+# nothing else on the machine. What is built goes to build/ and dist/.
 
-# The distribution's own Python, whatever else is in PATH: it is the one that the package runs on.
+# Debian's Python, which the package uses, whatever else is in PATH.
 PYTHON = /usr/bin/python3
 VENV = build/venv
 FUZZ_VENV = build/fuzz-venv
 RUNS = 1000000
 SESSIONS = 2000
 SEED = 1
-PYTEST = $(PYTHON) -m pytest $(PYTEST_ARGS)
+SUITE = trixie
+TARGET = demo
+PYTEST = $(PYTHON) -m pytest
 
 .PHONY: help
 help: ## Show this help
@@ -19,7 +21,7 @@ help: ## Show this help
 	@echo 'PYTEST_ARGS="-k name -x" narrows any of the tests.'
 
 .PHONY: deb
-deb: ## Build dist/ooodd_*.deb from the work tree as it is
+deb: ## Build dist/ooodd_*.deb from the work tree, with uncommitted changes
 	packaging/build-deb
 
 .PHONY: demo
@@ -27,23 +29,39 @@ demo: test-tools deb ## Install the package on a throwaway machine and convert r
 	PYTHONPATH=src tests/machine/demo
 
 .PHONY: test
-test: test-tools deb ## Run every test
-	$(PYTEST) tests/unit $(wildcard tests/office) tests/machine
+test: test-tools deb ## Run the tests of CI: one of each feature, at most 25 minutes on 2 cores
+	$(PYTEST) -m "not long" tests/unit tests/office tests/machine $(PYTEST_ARGS)
+
+.PHONY: test-long
+test-long: test-tools deb ## Run the long and repeated tests, which `make test` leaves out
+	$(PYTEST) -m long tests/unit tests/office tests/machine $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: ## Run everything: both rings, soak, fuzz, Debian 12 and 13; takes hours (docs/tests.md)
+	packaging/test-all $(PARTS)
 
 .PHONY: test-unit
-test-unit: test-tools ## Run the tests that need neither an office nor a machine
-	$(PYTEST) tests/unit
+test-unit: test-tools ## Run the tests that need neither LibreOffice nor systemd
+	$(PYTEST) tests/unit $(PYTEST_ARGS)
 
 .PHONY: test-office
-test-office: test-tools ## Run the tests that need an office, but no systemd
-	$(PYTEST) tests/office
+test-office: test-tools ## Run the tests that need LibreOffice, but no systemd
+	$(PYTEST) tests/office $(PYTEST_ARGS)
 
 .PHONY: test-machine
 test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
-	$(PYTEST) tests/machine
+	$(PYTEST) tests/machine $(PYTEST_ARGS)
+
+.PHONY: fresh
+fresh: ## Run README's `make TARGET` on a fresh Debian that has just booted (SUITE=bookworm|trixie TARGET=demo|test)
+	packaging/fresh $(SUITE) $(TARGET)
+
+.PHONY: tests-root
+tests-root: ## Make build/roots/SUITE, a Debian to test on: OOODD_TESTS_ROOT=build/roots/trixie make test-machine
+	packaging/tests-root $(SUITE)
 
 .PHONY: soak
-soak: test-tools deb ## Run thousands of sessions with random faults, and explain each (SESSIONS=2000 SEED=1)
+soak: test-tools deb ## Run thousands of sessions with random faults, and account for each (SESSIONS=2000 SEED=1)
 	tests/soak/run --sessions $(SESSIONS) --seed $(SEED)
 
 .PHONY: fuzz
@@ -53,20 +71,20 @@ fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guid
 		-print_final_stats=1 -artifact_prefix=build/fuzz- build/fuzz-corpus
 
 .PHONY: bench
-bench: test-tools deb ## Measure what a call costs through ooodd, next to HAProxy and next to nothing
+bench: test-tools deb ## Measure the cost of a call through ooodd, through HAProxy and directly
 	benchmarks/run
 
 .PHONY: lint
-lint: lint-tools $(VENV)/made ## Check the source: ruff, mypy, shellcheck, the units, the versions
+lint: lint-tools $(VENV)/made ## Check the source: ruff, mypy, shellcheck, units, versions, commit subjects
 	packaging/lint $(VENV)
 
 .PHONY: format
-format: lint-tools $(VENV)/made ## Let ruff put the source in order
+format: lint-tools $(VENV)/made ## Format the source with ruff
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
 .PHONY: clean
-clean: ## Remove all that was built
+clean: ## Remove everything that was built
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -r {} +
 
@@ -77,7 +95,7 @@ test-tools:
 lint-tools:
 	@packaging/apt-install packaging/lint-packages.txt
 
-# With the system's packages in sight, so that mypy sees the types of the libraries that the package will run with.
+# With Debian's Python packages, so that mypy sees the types of the libraries that the package uses.
 $(VENV)/made: packaging/lint-requirements.txt | lint-tools
 	rm -rf $(VENV)
 	$(PYTHON) -m venv --system-site-packages $(VENV)

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from client import FileInput, add_address, connect, create, error_line, leave, properties
+from client import add_address, connect, create, error_line, input_stream, leave, properties
 from convert import office_pid
 from exclusive import titles
 
@@ -50,7 +50,7 @@ def load_and_die(context: Any, output: int, source: Path, hidden: bool, stream: 
     desktop = create(context, "com.sun.star.frame.Desktop")
     options: dict[str, object] = {"Hidden": hidden}
     if stream:
-        options["InputStream"] = FileInput(source)
+        options["InputStream"] = input_stream(context, source)
     url = "private:stream" if stream else source.resolve().as_uri()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)

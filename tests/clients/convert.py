@@ -21,7 +21,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from client import FileInput, FileOutput, Steps, add_address, connect, create, error_line, leave, properties
+from client import (
+    FileOutput,
+    Steps,
+    add_address,
+    connect,
+    create,
+    error_line,
+    input_stream,
+    leave,
+    product_version,
+    properties,
+)
 
 PDF_FILTERS = {
     "com.sun.star.sheet.SpreadsheetDocument": "calc_pdf_Export",
@@ -30,14 +41,15 @@ PDF_FILTERS = {
 }
 
 
-def load(desktop: Any, source: Path, arguments: argparse.Namespace) -> Any:
+def load(context: Any, source: Path, arguments: argparse.Namespace) -> Any:
     """Load a document from a stream of the client, or by its path, which must be the same for the office."""
+    desktop = create(context, "com.sun.star.frame.Desktop")
     options: dict[str, object] = {"Hidden": not arguments.visible}
     # Never ReadOnly=False: in a read-only directory, loading then fails with "type detection failed".
     if arguments.read_only:
         options["ReadOnly"] = True
     if arguments.stream:
-        options["InputStream"] = FileInput(source)
+        options["InputStream"] = input_stream(context, source)
     url = "private:stream" if arguments.stream else source.resolve().as_uri()
     document = desktop.loadComponentFromURL(url, "_blank", 0, properties(**options))
     if document is None:
@@ -96,19 +108,10 @@ def office_pid(context: Any) -> int:
     return int(bytes(data.value).split()[0])
 
 
-def product_version(context: Any) -> str:
-    """Return the office's version, such as "7.4.7.2"."""
-    provider = create(context, "com.sun.star.configuration.ConfigurationProvider")
-    arguments = properties(nodepath="/org.openoffice.Setup/Product")
-    access = provider.createInstanceWithArguments("com.sun.star.configuration.ConfigurationAccess", arguments)
-    return str(access.getByName("ooSetupVersionAboutBox"))
-
-
 def convert(context: Any, source: Path, target: Path, step: Steps, arguments: argparse.Namespace) -> None:
     """Convert one document."""
-    desktop = create(context, "com.sun.star.frame.Desktop")
     step("loading", source=str(source))
-    document = load(desktop, source, arguments)
+    document = load(context, source, arguments)
     step("loaded", source=str(source))
     store(document, target, arguments.store_by_path)
     step("stored", **facts(target))

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Fixtures for tests on a booted machine: the package that is in dist/, the documents, the clients, and machines.
 
-``OOODD_TESTS_ROOT`` names another root directory for the machines, such as a Debian 13 from debootstrap with what the
-package and the clients need installed in it.
+``OOODD_TESTS_ROOT`` names another root directory for the machines, such as the Debian 13 that `make tests-root` makes.
 
-``OOODD_TESTS_SUBSET`` set to anything but "machine" leaves this directory's tests out. Without it they run, and where
-no machine can be booted the whole run fails and says why: a test that did not run is not a test that passed.
+``OOODD_TESTS_SUBSET`` set to anything but "machine" leaves this directory's tests out. Otherwise they run. Where no
+machine can be booted, the whole run fails and says why: a test that did not run has not passed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from places import CLIENTS, CLIENTS_INSIDE, DOCUMENTS_INSIDE, PYTHON
 from service import Service
 
 TESTS = SOURCE_TREE / "tests"
+READABLE = 0o022
+"""The umask for files that the machine's users read, whatever the caller's is."""
 ROOT = Path(os.environ.get("OOODD_TESTS_ROOT", "/"))
 
 if os.environ.get("OOODD_TESTS_SUBSET", "machine") != "machine":
@@ -32,7 +35,7 @@ if os.environ.get("OOODD_TESTS_SUBSET", "machine") != "machine":
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """End the run before its first test if tests want a machine and there can be none."""
+    """End the run before its first test if a test needs a machine and none can be booted here."""
     here = Path(__file__).parent
     if not session.config.option.collectonly and any(here in item.path.parents for item in session.items):
         reason = missing(ROOT)
@@ -42,7 +45,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Add to a failed test's report what the journal of its machine got since the test began."""
+    """Add the journal of the machine, since the test began, to the report of a failed test."""
     outcome: Any = yield
     report = outcome.get_result()
     machine, moment = item.stash.get(JOURNAL_SINCE, (None, ""))
@@ -58,7 +61,7 @@ JOURNAL_SINCE = pytest.StashKey[tuple[Machine, str]]()
 
 @pytest.fixture(autouse=True)
 def journal_in_report(request: pytest.FixtureRequest) -> None:
-    """Note where the machine's journal is when a test begins."""
+    """Note the time at which a test begins, for the journal in its report."""
     for name in ("machine", "fresh_machine", "bare_machine"):
         if name in request.fixturenames:
             machine: Machine = request.getfixturevalue(name)
@@ -67,85 +70,97 @@ def journal_in_report(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def deb() -> Path:
-    """The package under test: the one that ``make deb`` left."""
+    """The package under test, built by ``make deb``."""
     found = sorted((SOURCE_TREE / "dist").glob("ooodd_*.deb"))
     if len(found) != 1:
         pytest.fail(f"dist/ has to hold one ooodd_*.deb, it has {[path.name for path in found]}: run make deb")
     return found[0]
 
 
-def made(config: pytest.Config, name: str, *command: str, sources: list[Path]) -> Path:
-    """The directory that a command fills, run again only when one of its sources has changed.
+def made(name: str, *command: str, sources: list[Path]) -> Path:
+    """A directory below build/ that a command fills. It is made again when one of its sources, or Debian, has changed.
+
+    The directory gets its name when it is complete. So an interrupted run, or one at the same time, does no harm.
 
     :param command: gets the directory as its last argument.
     """
-    cache = config.cache
-    assert cache is not None
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    directory = cache.mkdir(f"ooodd-{name}") / key
-    complete = directory / ".complete"
-    if not complete.exists():
-        directory.mkdir(exist_ok=True)
-        done = subprocess.run([*command, str(directory)], capture_output=True, text=True, timeout=300, check=False)
+    release = Path("/etc/debian_version")
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in (release, *sources))).hexdigest()[:16]
+    directory = SOURCE_TREE / "build" / "tests" / f"{name}-{key}"
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory.parent))
+        new.chmod(0o755)
+        done = subprocess.run(
+            [*command, str(new)], capture_output=True, text=True, timeout=300, check=False, umask=READABLE
+        )
         if done.returncode != 0:
             pytest.fail(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-        complete.touch()
+        with suppress(OSError):  # another run has just made it
+            new.rename(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
-def documents(pytestconfig: pytest.Config) -> Path:
-    """The test documents on the host; every machine has them in DOCUMENTS_INSIDE, read-only."""
+def documents() -> Path:
+    """The test documents on the host. Every machine has them in DOCUMENTS_INSIDE, read-only."""
     make = TESTS / "documents" / "make.py"
-    return made(pytestconfig, "documents", PYTHON, str(make), sources=sorted(make.parent.glob("*.py")))
+    return made("documents", PYTHON, str(make), sources=sorted(make.parent.glob("*.py")))
 
 
 @pytest.fixture(scope="session")
 def expected_pages(documents: Path) -> dict[str, int]:
-    """How many pages the PDF of each document has, by the document's file name."""
+    """The page count of each document's PDF, by the document's file name."""
     pages: dict[str, int] = json.loads((documents / "expected.json").read_text())
     return pages
 
 
 @pytest.fixture(scope="session")
-def built_clients(pytestconfig: pytest.Config) -> Path:
-    """The Java and C++ clients, built; every machine has them in CLIENTS_INSIDE (see tests/clients/build.py)."""
+def built_clients() -> Path:
+    """The built Java and C++ clients (tests/clients/build.py). Every machine has them in CLIENTS_INSIDE."""
     build = CLIENTS / "build.py"
     sources = [build, CLIENTS / "java" / "Convert.java", CLIENTS / "cpp" / "convert.cpp"]
-    return made(pytestconfig, "clients", PYTHON, str(build), sources=sources)
+    return made("clients", PYTHON, str(build), sources=sources)
 
 
 @pytest.fixture(scope="session")
 def shared(documents: Path, built_clients: Path) -> dict[Path, str]:
-    """What every machine sees of the host beside the source tree."""
+    """The directories of the host that every machine sees, beside the source tree."""
     return {documents: DOCUMENTS_INSIDE, built_clients: CLIENTS_INSIDE}
+
+
+def boot_bare(shared: dict[Path, str]) -> Machine:
+    """Boot a machine without the package, even if the host has it."""
+    booted = Machine.boot(ROOT, share=shared)
+    booted.run("dpkg", "--purge", "ooodd")
+    return booted
 
 
 @pytest.fixture(scope="session")
 def machine(deb: Path, shared: dict[Path, str]) -> Iterator[Machine]:
-    """One machine for the whole run, with the package installed. A test leaves it as it found it."""
-    with Machine.boot(ROOT, share=shared) as booted:
+    """One machine for the whole run, with the package installed. A test must leave it as it found it."""
+    with boot_bare(shared) as booted:
         booted.install(deb)
         yield booted
 
 
 @pytest.fixture
 def fresh_machine(bare_machine: Machine, deb: Path) -> Machine:
-    """A machine of the test's own with the package installed, to break at will. Takes some seconds."""
+    """A machine for one test, with the package installed. The test may break it. Takes some seconds."""
     bare_machine.install(deb)
     return bare_machine
 
 
 @pytest.fixture
 def bare_machine(shared: dict[Path, str]) -> Iterator[Machine]:
-    """A machine of the test's own without the package."""
-    with Machine.boot(ROOT, share=shared) as booted:
+    """A machine for one test, without the package."""
+    with boot_bare(shared) as booted:
         yield booted
 
 
 @pytest.fixture
 def service(machine: Machine) -> Iterator[Service]:
-    """The service on the shared machine, with all defaults and nothing running but its socket; stopped afterwards."""
+    """The service on the shared machine: all defaults, only the socket runs. It is stopped afterwards."""
     it = Service(machine)
     it.configure()
     yield it
@@ -155,5 +170,5 @@ def service(machine: Machine) -> Iterator[Service]:
 
 @pytest.fixture
 def fresh_service(fresh_machine: Machine) -> Service:
-    """The service on a machine of the test's own, as the package's installation left it."""
+    """The service on a machine for one test, as the installation of the package left it."""
     return Service(fresh_machine)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Wait for what the outside offers no event for. Where there is one (the journal, a bus signal, a pipe), use that."""
+"""Wait for a condition for which there is no event. Where there is one (journal, bus signal, pipe), use it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PERIOD = 0.02
 
 
 def until(look: Callable[[], Value], timeout: float, what: str) -> Value:
-    """Look until ``look`` returns something true, and return that.
+    """Call ``look`` until it returns something true, and return that.
 
-    :param timeout: in seconds; at least two looks are made.
-    :param what: completes the error's sentence "waited 5 s for ...".
-    :raises TimeoutError: with ``what`` and the last value seen.
+    :param timeout: in seconds; ``look`` is called at least twice.
+    :param what: completes the error's text "waited 5 s for ...".
+    :raises TimeoutError: with ``what`` and the last value.
     """
     deadline = time.monotonic() + timeout
     while not (value := look()):

@@ -10,7 +10,7 @@ Entry = dict[str, str]
 
 
 def command(unit: str | None, matches: tuple[str, ...], after: str | None) -> list[str]:
-    """The journalctl that prints entries as JSON, one a line. With --all, for without it long fields are null."""
+    """The journalctl command that prints entries as JSON, one a line. Without --all, long fields would be null."""
     options = ["--quiet", "--all", "--output=json"]
     if unit is not None:
         options.append(f"--unit={unit}")
@@ -22,8 +22,8 @@ def command(unit: str | None, matches: tuple[str, ...], after: str | None) -> li
 def parse(line: str) -> Entry:
     """Parse one line.
 
-    There, a field that is not UTF-8 is a list of byte values, and one that occurs twice a list of texts, which are
-    joined by newlines here.
+    journalctl prints a field that is not UTF-8 as a list of byte values, and a field that occurs twice as a list of
+    texts. The texts are joined by newlines here.
     """
     return {name: text(value) for name, value in json.loads(line).items()}
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The process that keeps one throwaway machine, and cleans up after it whatever happens to its owner.
+"""The process that starts one throwaway machine, and removes it whatever happens to its owner.
 
     python3 keeper.py --root / --timeout 30 [--share SOURCE:TARGET ...]
 
-The owner (machine.py) holds the keeper's standard input open and writes nothing to it: its end of file, which the
-kernel sends even when the owner is killed, is the order to tear down. One line of JSON on standard output tells how
-the boot went, either ``{"pid": HOST_PID_OF_SYSTEMD, "cgroup": PATH}`` or ``{"error": TEXT}``; after an error the
-keeper has torn down and exits.
+The owner (machine.py) keeps the keeper's standard input open and writes nothing to it. Its end of file tells the keeper
+to remove the machine; the kernel sends that even if the owner is killed. The keeper writes one line of JSON to standard
+output when the machine has booted, ``{"pid": HOST_PID_OF_SYSTEMD, "cgroup": PATH}``, or when it has not,
+``{"error": TEXT}``. After an error it has removed everything, and exits.
 
-Three things of a machine are on the host, all named after the keeper's pid: a control group, a directory in /run
-(mount point, notify socket, the boot script's stderr), and the processes. All mounts are in the machine's own mount
-namespace and end with its last process. Should the keeper itself be killed, PDEATHSIG ends the processes and the next
-keeper removes the two empty directories.
+The host sees three things of a machine: its processes, a control group, and a directory in /run with the mount point,
+the notify socket and the boot script's stderr. The two directories are named after the keeper's pid namespace and pid.
+All mounts are in the machine's own mount namespace and end with its last process. If the keeper itself is killed,
+PDEATHSIG ends the processes, and the next keeper removes the two empty directories.
+
+Machines run side by side: each sees its control group as the root of the tree, and so none sees another's groups.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ from typing import NoReturn
 BOOT = Path(__file__).with_name("boot")
 NAME = "ooodd-machine-"
 TEARDOWN_TIMEOUT = 10.0
-"""Seconds the kernel may take to end the killed processes."""
+"""How long the kernel may take to end the killed processes, in seconds."""
 JOURNAL_LINES = 40
 
 WITHOUT_CAPABILITIES = "-sys_module,-sys_rawio,-sys_time,-wake_alarm"
-"""What root in the machine could still do to the host's kernel (setpriv's notation)."""
+"""Capabilities that root in the machine does not get, because they reach the host's kernel (setpriv's notation)."""
 
 
 class BootError(Exception):
-    """The machine did not come up; the text says why."""
+    """The machine did not boot; the text says why."""
 
 
 def cgroup2_mount() -> Path | None:
-    """Tell where the host has its cgroup2 hierarchy: /sys/fs/cgroup, or beside v1 in /sys/fs/cgroup/unified."""
+    """Return where cgroup2 is mounted: /sys/fs/cgroup, or beside v1 in /sys/fs/cgroup/unified."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, target, kind, *_ = line.split()
         if kind == "cgroup2":
@@ -55,11 +57,21 @@ def cgroup2_mount() -> Path | None:
     return None
 
 
+def name_prefix() -> str:
+    """The names of this pid namespace's machines, up to the keeper's pid.
+
+    A pid alone would not do: a keeper in a container can see the control groups of the host's machines, but not their
+    keepers, and would take them for left over.
+    """
+    return f"{NAME}{Path('/proc/self/ns/pid').stat().st_ino}-"
+
+
 def sweep(cgroups: Path, directories: Path) -> None:
-    """Remove what keepers left that were themselves killed."""
-    for path in (*cgroups.glob(f"{NAME}*"), *directories.glob(f"{NAME}*")):
-        number = path.name.removeprefix(NAME)
-        if not re.fullmatch(r"[0-9]+", number) or Path("/proc", number).exists():
+    """Remove what is left of machines whose keepers were killed. Machines of other pid namespaces are left alone."""
+    prefix = name_prefix()
+    for path in (*cgroups.glob(f"{prefix}*"), *directories.glob(f"{prefix}*")):
+        pid = path.name.removeprefix(prefix)
+        if not re.fullmatch(r"[0-9]+", pid) or Path("/proc", pid).exists():
             continue
         if path.parent == cgroups:
             remove_cgroup(path)
@@ -68,9 +80,9 @@ def sweep(cgroups: Path, directories: Path) -> None:
 
 
 def remove_cgroup(cgroup: Path) -> None:
-    """Kill what is left in a control group, wait for its end, remove it with all below it.
+    """Kill the processes of a control group, wait for their end, and remove the group with all groups below it.
 
-    Waits for the kernel's event, TEARDOWN_TIMEOUT seconds at most; then the directories stay.
+    If they have not ended after TEARDOWN_TIMEOUT seconds, the directories stay.
     """
     with suppress(OSError):
         (cgroup / "cgroup.kill").write_text("1")  # Linux 5.14; before, the pid namespace's end has to do
@@ -81,7 +93,7 @@ def remove_cgroup(cgroup: Path) -> None:
 
 
 def wait_unpopulated(cgroup: Path) -> bool:
-    """Wait until no process is in the control group or below: its events file becomes "ready" on every change."""
+    """Wait until no process is in the control group or below it. poll(2) reports each change of its events file."""
     deadline = time.monotonic() + TEARDOWN_TIMEOUT
     with (cgroup / "cgroup.events").open() as events:
         poll = select.poll()
@@ -94,10 +106,10 @@ def wait_unpopulated(cgroup: Path) -> bool:
 
 
 class Keeper:
-    """One machine, from its control group to its removal. ``close`` may be called at any point, and must be."""
+    """One machine. ``close`` removes all that ``start`` has made; it must be called, and may be called at any time."""
 
     def __init__(self, cgroups: Path, directories: Path = Path("/run")) -> None:
-        name = f"{NAME}{os.getpid()}"
+        name = f"{name_prefix()}{os.getpid()}"
         self.cgroup = cgroups / name
         self.directory = directories / name
         self.machine: subprocess.Popen[bytes] | None = None
@@ -110,20 +122,21 @@ class Keeper:
         (self.directory / "machine").mkdir()
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.notify.bind(str(self.directory / "notify"))
-        # The shell joins the control group before unshare makes it the root of the machine's view.
-        join = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
         limits = ["setpriv", "--pdeathsig", "KILL", "--bounding-set", WITHOUT_CAPABILITIES]
-        enter = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net", "--fork", "--kill-child"]
+        enter = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
+        # The machine's first process alone joins the control group ("0" is the writer), and then makes it the root of
+        # its view. Any process that stayed there would keep systemd from passing controllers on to its units.
+        join = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec unshare --cgroup "$@"', str(self.cgroup)]
         boot = [str(BOOT), str(root), str(self.directory), *shares]
         with (self.directory / "boot.log").open("wb") as log:
-            command = ["sh", "-c", join, str(self.cgroup), *limits, *enter, *boot]
+            command = [*limits, *enter, *join, *boot]
             self.machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait_ready(self, timeout: float) -> int:
-        """Wait for systemd's READY=1, which it sends when its start-up job queue is empty; return its pid.
+        """Wait for systemd's READY=1, which it sends when its first jobs are done; return its pid on the host.
 
         :raises BootError: after ``timeout`` seconds, or when the machine ends.
-        :raises EOFError: the owner is gone.
+        :raises EOFError: the owner has ended.
         """
         assert self.machine is not None
         deadline = time.monotonic() + timeout
@@ -145,7 +158,7 @@ class Keeper:
             os.close(ended)
 
     def receive(self) -> tuple[int, str]:
-        """Receive one notification, with its sender's pid as the host sees it."""
+        """Receive one notification; return its sender's pid on the host, and its text."""
         data, control, _, _ = self.notify.recvmsg(4096, socket.CMSG_SPACE(12))
         pid = 0
         for level, kind, value in control:
@@ -153,17 +166,17 @@ class Keeper:
                 pid = struct.unpack("3i", value)[0]
         return pid, data.decode()
 
-    def tell(self) -> str:
-        """What a failed boot left to read: the boot script's own words and the end of the machine's journal."""
+    def boot_report(self) -> str:
+        """What is known of a failed boot: the boot script's stderr and the end of the machine's journal."""
         text = (self.directory / "boot.log").read_text(errors="replace").strip()
         if self.machine is not None:
             text += "".join(f"\n{journal_tail(pid)}" for pid in self.children())
         return text.strip()
 
     def wait_end(self) -> None:
-        """Wait until the owner closes or dies, or the machine powers off.
+        """Wait until the owner closes standard input or dies, or the machine powers off.
 
-        Its systemd goes on to notify, of each reload for example, and PID 1 hangs if nobody reads what it says.
+        systemd goes on to send notifications, at each reload for example. It hangs if nobody reads them.
         """
         assert self.machine is not None
         ended = os.pidfd_open(self.machine.pid)
@@ -172,10 +185,11 @@ class Keeper:
         os.close(ended)
 
     def close(self) -> None:
-        """Kill every process of the machine, remove its control group and directory. May be called twice.
+        """Kill every process of the machine, and remove its control group and directory. May be called twice.
 
-        PID 1 goes first and takes its namespace with it, so that unshare, and the nsenter of each command, reap their
-        own children: a host whose own PID 1 reaps nothing (a container's) would keep the namespace alive.
+        PID 1 is killed first, and the kernel then kills all others in its pid namespace. So unshare, and the nsenter of
+        each command, reap their own children. Otherwise zombies would keep the namespace alive on a host whose PID 1
+        reaps nothing (in a container).
         """
         if self.machine is not None:
             for pid in self.children():
@@ -190,7 +204,7 @@ class Keeper:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def children(self) -> list[int]:
-        """The machine's PID 1, unshare's one child, as the host sees it; none before the fork and after the end."""
+        """The pid on the host of the machine's PID 1, unshare's only child. Empty before its fork and after its end."""
         assert self.machine is not None
         if self.machine.poll() is not None:
             return []
@@ -199,7 +213,7 @@ class Keeper:
 
 
 def journal_tail(pid: int) -> str:
-    """The last lines of a machine's journal, read in its mount namespace without any help of its systemd."""
+    """The last lines of a machine's journal, read in its mount namespace. The machine's systemd need not work."""
     enter = ["nsenter", f"--target={pid}", "--mount", "--pid", "--"]
     read = ["journalctl", "--no-pager", "--quiet", "--output=short-precise", f"--lines={JOURNAL_LINES}"]
     try:
@@ -210,13 +224,13 @@ def journal_tail(pid: int) -> str:
 
 
 def keep(keeper: Keeper, arguments: argparse.Namespace) -> None:
-    """Tell one machine's whole life."""
+    """Run one machine from its start to its end."""
     try:
         keeper.start(arguments.root, arguments.share)
         pid = keeper.wait_ready(arguments.timeout)
     except (BootError, OSError) as error:
-        # Said after the teardown, which wants no one to wait for it.
-        text = f"{error}\n{keeper.tell()}".strip() if keeper.directory.exists() else str(error)
+        # Remove the machine first: the owner goes on as soon as it reads the error.
+        text = f"{error}\n{keeper.boot_report()}".strip() if keeper.directory.exists() else str(error)
         keeper.close()
         print(json.dumps({"error": text}), flush=True)
         return
@@ -227,7 +241,7 @@ def keep(keeper: Keeper, arguments: argparse.Namespace) -> None:
 
 
 def stop(_number: int, _frame: object) -> NoReturn:
-    """Make a termination signal a normal end, so that the teardown runs."""
+    """Exit at a termination signal, so that the machine is removed."""
     sys.exit(1)
 
 

@@ -2,18 +2,19 @@
 """A throwaway machine: a real systemd as PID 1 on an overlay of the host's /, up in a third of a second.
 
     with Machine.boot() as machine:
-        machine.install(Path("dist/ooodd_0.1.0_all.deb"))
+        machine.install(Path("dist/ooodd_0.3.0_all.deb"))
         machine.run("systemctl", "status", "ooodd.socket", check=True)
 
-The machine has its own pid, mount, uts, ipc, net and cgroup namespaces: its own loopback, journal, system bus, /tmp
-and /run, and every package of the host. What it writes stays in memory and is gone with it. The kernel, the clock and
-the users' numbers are the host's; /sys and /proc/sys (but net) are read-only. It needs root, for there is no user
-namespace: systemd's sandboxing of units is to be tested, not what is left of it in one.
+The machine has its own pid, mount, uts, ipc, net and cgroup namespaces. So it has its own loopback, journal, system
+bus, /tmp and /run, and every package of the host. What it writes stays in memory and is lost with the machine. The
+kernel, the clocks and the user ids are the host's; /sys and /proc/sys (except net) are read-only. A machine needs root:
+it has no user namespace, in which systemd's sandboxing would be incomplete.
 
-A separate process (keeper.py) keeps the machine and tears it down on ``close``, or when the owner dies in any way.
+A separate process (keeper.py) starts the machine, and removes it on ``close`` or when the owner dies in any way.
 
-Control groups: the machine sees a subtree of the host's cgroup2 hierarchy, with the controllers that the host offers
-there. On a host that has memory in cgroup v1 that is none, so ``MemoryMax=`` limits nothing: ask ``has_controller``.
+Each machine has a control group of its own, which it sees as the root of the cgroup2 tree. Its controllers are those
+that the host offers there. On a host that has them in cgroup v1 there are none, and ``MemoryMax=`` limits nothing: see
+``has_controller``.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ CLOSE_TIMEOUT = 30.0
 
 
 class MachineError(Exception):
-    """The machine didn't boot, or isn't well; the text has the end of its journal."""
+    """The machine did not boot, or a unit has failed; the text has the end of its journal."""
 
 
 def missing(root: Path = Path("/")) -> str | None:
-    """Say in one line why no machine can be booted here, or return None. Takes some 10 ms."""
+    """Return in one line why no machine can be booted here, or None. Takes about 10 ms."""
     if os.geteuid() != 0:
         return "booting a machine takes root"
     tools = [tool for tool in ("unshare", "nsenter", "setpriv", "mount") if shutil.which(tool) is None]
@@ -69,7 +70,7 @@ def missing(root: Path = Path("/")) -> str | None:
 
 
 def missing_from_kernel() -> str | None:
-    """Try, in namespaces that end with the trial, what no file of /proc tells reliably."""
+    """Try namespaces and overlayfs; no file in /proc reliably says whether they work. The trial leaves nothing."""
     overlay = "mount -t overlay -o lowerdir=a,upperdir=b,workdir=c overlay d"
     trial = f"mount -t tmpfs trial /run && cd /run && mkdir a b c d && {overlay}"
     unshare = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net", "--fork"]
@@ -80,7 +81,7 @@ def missing_from_kernel() -> str | None:
 
 
 class Machine:
-    """One booted machine. Closed by ``close`` or the with statement; when its owner ends without, by its keeper."""
+    """One booted machine. ``close`` or the with statement removes it, or its keeper when its owner ends without."""
 
     def __init__(self, keeper: subprocess.Popen[str], pid: int, cgroup: Path) -> None:
         self.pid = pid
@@ -95,17 +96,17 @@ class Machine:
     def boot(
         cls, root: Path = Path("/"), *, share: Mapping[Path, str] | None = None, timeout: float = BOOT_TIMEOUT
     ) -> Self:
-        """Boot a machine and return it when systemd has told that it is ready.
+        """Boot a machine and return it when systemd is ready.
 
-        :param root: the directory that the machine's / is an overlay of. Other file systems mounted below are not seen.
-        :param share: directories of the host and where the machine sees them, read-only and live. The source tree is
-            always there, under its own path.
-        :param timeout: seconds until systemd must be ready.
-        :raises MachineError: not ready in time, ended, or a unit failed. Nothing is left behind then.
+        :param root: the machine's / is an overlay of this directory. File systems mounted below it are not seen.
+        :param share: directories of the host, each with its path in the machine, where it is read-only. The machine
+            always has the source tree, under the same path.
+        :param timeout: how long systemd may take to be ready, in seconds.
+        :raises MachineError: it was not ready in time, ended, or a unit failed. Nothing is left then.
         """
         shares = {SOURCE_TREE: str(SOURCE_TREE), **(share or {})}
         options = [f"--share={source.resolve()}:{target}" for source, target in shares.items()]
-        # A session of its own: a Ctrl-C or a kill of the owner's process group is the owner's, the keeper cleans up.
+        # In a session of its own, so that a Ctrl-C or a kill of the owner's process group does not reach the keeper.
         keeper = subprocess.Popen(
             [sys.executable, str(KEEPER), f"--root={root.resolve()}", f"--timeout={timeout}", *options],
             stdin=subprocess.PIPE,
@@ -131,18 +132,18 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Tear the machine down, at once and with no shutdown of its units. Returns when nothing of it is left."""
+        """Remove the machine, without a shutdown of its units. Returns when nothing of it is left."""
         end(self._keeper)
 
     def check_health(self) -> None:
-        """Raise MachineError if a unit has failed (or the machine is not up)."""
+        """Raise MachineError if a unit has failed or the machine does not run."""
         state = self.run("systemctl", "is-system-running").stdout.strip()
         if state != "running":
             failed = self.run("systemctl", "--failed", "--no-legend", "--plain").stdout
             raise MachineError(f"the machine is {state}\n{failed}\nthe end of its journal:\n{self.journal_tail()}")
 
     def has_controller(self, name: str) -> bool:
-        """Whether the machine has a cgroup controller ("memory", "cpu", "pids"), so that its limits hold."""
+        """Return whether the machine has a cgroup controller ("memory", "pids"). Without it, limits do not hold."""
         return name in (self.cgroup / "cgroup.controllers").read_text().split()
 
     # Commands
@@ -157,7 +158,7 @@ class Machine:
         stdout: Stream = subprocess.PIPE,
         stderr: Stream = subprocess.PIPE,
     ) -> Command:
-        """Start a command in the machine, in all its namespaces; the streams are text. The caller ends it.
+        """Start a command in the machine, in all its namespaces. The streams are text. The caller ends the command.
 
         :param user: a user of the machine; no PAM session is made.
         :param env: added to a small fixed environment; nothing of the host's is passed on.
@@ -175,7 +176,7 @@ class Machine:
         cwd: str = "/",
         timeout: float = RUN_TIMEOUT,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the machine to its end; standard input is ``input``, or empty.
+        """Run a command in the machine to its end. Its standard input is ``input``, or empty.
 
         :raises CommandFailed: with ``check``, if the exit status is not 0.
         :raises TimeoutError: after ``timeout`` seconds; the command is killed.
@@ -225,7 +226,7 @@ class Machine:
             raise CommandFailed(copy.returncode, ["cat", source], "", stderr)
 
     def install(self, *debs: Path) -> None:
-        """Install packages, offline: what they depend on is to be installed in the root already. Starts their units."""
+        """Install packages and start their units. There is no network: the root must have what they depend on."""
         targets = [f"/tmp/{deb.name}" for deb in debs]
         for deb, target in zip(debs, targets, strict=True):
             self.copy_in(deb, target)
@@ -236,32 +237,32 @@ class Machine:
     # Journal
 
     def journal(self, unit: str | None = None, *matches: str, after: str | None = None) -> list[Entry]:
-        """All journal entries of a unit, and of further matches ("MESSAGE_ID=..."), oldest first.
+        """The journal entries of a unit, or those that match ("MESSAGE_ID=..."), oldest first.
 
-        What has been written before the call is in. A unit's entries include what systemd says about it.
+        All that was written before the call is included, and so is what systemd writes about the unit.
 
-        :param after: a moment that ``journal_moment`` told: only what came later.
+        :param after: a result of ``journal_moment``; only later entries are returned.
         """
         self.run("journalctl", "--sync", check=True)
         lines = self.run(*journals.command(unit, matches, after), check=True).stdout
         return [journals.parse(line) for line in lines.splitlines()]
 
     def journal_moment(self) -> str:
-        """This moment, to give as ``after``.
+        """The present time, for the parameter ``after``.
 
-        Not a cursor: journalctl 252 with --after-cursor leaves out the first entry that matches anything else given.
+        It is no cursor: with --after-cursor and further matches, journalctl 252 leaves out the first entry.
         """
         return f"@{time.time():.6f}"
 
     def journal_tail(self, lines: int = 40, after: str | None = None) -> str:
-        """The last lines of the journal for a human."""
+        """The last lines of the journal, to be read by people."""
         since = [] if after is None else [f"--since={after}"]
         return self.run("journalctl", "--no-pager", "--quiet", "-o", "short-precise", f"--lines={lines}", *since).stdout
 
     def wait_journal(
         self, unit: str | None = None, *matches: str, after: str | None = None, timeout: float = 10.0
     ) -> Entry:
-        """Wait for the first journal entry that matches, already written or still to come (event-driven).
+        """Wait for the first journal entry that matches, whether it is there or still to come. journalctl follows.
 
         :raises TimeoutError: after ``timeout`` seconds, with the end of the journal.
         """
@@ -277,7 +278,7 @@ class Machine:
 
 
 def read_answer(keeper: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for what the keeper says of the boot; it has its own time limit."""
+    """Wait for the keeper's report of the boot. The keeper has its own time limit."""
     assert keeper.stdout is not None
     answer: dict[str, Any] = json.loads(keeper.stdout.readline() or '{"error": "its keeper died"}')
     if "error" in answer:
@@ -286,7 +287,7 @@ def read_answer(keeper: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def end(keeper: subprocess.Popen[str]) -> None:
-    """Order the teardown by closing the keeper's standard input, and wait for it. May be called twice."""
+    """Close the keeper's standard input, which makes it remove the machine, and wait for it. May be called twice."""
     assert keeper.stdin is not None
     assert keeper.stdout is not None
     keeper.stdin.close()
@@ -295,7 +296,7 @@ def end(keeper: subprocess.Popen[str]) -> None:
 
 
 def read_line(process: Command, timeout: float) -> str:
-    """Read the first line of a command's output; empty if it says nothing for ``timeout`` seconds, or ended."""
+    """Read the first line of a command's output. Empty if it writes nothing for ``timeout`` seconds, or ends."""
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], timeout)
     return process.stdout.readline() if ready else ""

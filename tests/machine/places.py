@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where a machine has what it shares with the host."""
+"""Paths in a machine of what it shares with the host."""
 
 from machine import SOURCE_TREE
 
@@ -7,7 +7,7 @@ CLIENTS = SOURCE_TREE / "tests" / "clients"
 """The clients, under the same path in a machine: ``machine.run(PYTHON, f"{CLIENTS}/convert.py", ...)``."""
 
 PYTHON = "/usr/bin/python3"
-"""Debian's, which has python3-uno."""
+"""Debian's Python, for which python3-uno is installed."""
 
 DOCUMENTS_INSIDE = "/srv/documents"
 CLIENTS_INSIDE = "/srv/clients"

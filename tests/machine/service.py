@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The installed service on a machine, as an administrator handles it: configuration, systemctl, ooodd status."""
+"""The installed service on a machine: its configuration, its state, and clients that use it."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ from ooodd.messages import Message
 from places import CLIENTS, PYTHON
 
 CONFIGURATION = "/etc/ooodd/ooodd.toml"
-# Generous: a start takes 0.3 s on an idle machine.
+# How long a test waits for anything, in seconds. It only ends a hang: a start takes 0.3 s on an idle machine.
 PATIENCE = 30.0
 IN_SERVICE = ("idle", "busy", "inspecting")
 
@@ -30,7 +30,7 @@ class Service:
         self.machine = machine
 
     def configure(self, text: str = "") -> None:
-        """Write the configuration and begin anew: nothing runs but the socket."""
+        """Stop everything, write the configuration, and start the socket only."""
         self.stop()
         self.machine.put(CONFIGURATION, text)
         self.machine.run("systemctl", "start", "ooodd.socket", check=True)
@@ -42,9 +42,9 @@ class Service:
         self.machine.run("systemctl", "start", "ooodd.service", check=True)
 
     def status(self) -> dict[str, Any]:
-        """What `ooodd status --json` prints, asked for likewise but without a process: OSError if no broker runs.
+        """What `ooodd status --json` prints; OSError if no broker runs.
 
-        The socket is reached through the machine's root directory, as /proc shows it.
+        This asks the broker's control socket directly, which needs no process. /proc has the machine's root directory.
         """
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE)
@@ -56,8 +56,8 @@ class Service:
             raise ConnectionResetError(f"the broker said {answer}")
         return answer
 
-    def glance(self) -> dict[str, Any]:
-        """The status; empty while no broker runs."""
+    def status_if_running(self) -> dict[str, Any]:
+        """The status, or an empty dictionary while no broker runs."""
         try:
             return self.status()
         except OSError:
@@ -68,7 +68,7 @@ class Service:
         return totals
 
     def main_pid(self) -> int:
-        """The broker's pid, 0 if there is none."""
+        """The broker's pid in the machine, or 0."""
         return int(self.machine.run("systemctl", "show", "-P", "MainPID", "ooodd.service", check=True).stdout)
 
     def workers(self) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ class Service:
         return [worker["state"] for worker in self.workers()]
 
     def wait_idle(self) -> list[dict[str, Any]]:
-        """Wait until every worker is idle, but for those that nobody needs, and return the idle ones."""
+        """Wait until each worker is idle or stopped, and return the idle ones."""
 
         def idle() -> list[dict[str, Any]]:
             workers = [worker for worker in self.workers() if worker["state"] != "stopped"]
@@ -91,16 +91,19 @@ class Service:
         until(lambda: self.status()["queue"]["length"] == length, PATIENCE, f"{length} clients to wait")
 
     def wait_total(self, name: str, count: int) -> None:
-        """Wait until `count` are counted, and not one more."""
+        """Wait until a total reaches `count`; fail if it is higher."""
         until(lambda: self.totals()[name] >= count, PATIENCE, f"{count} {name}")
         assert self.totals()[name] == count
 
     def wait_whole(self, count: int, without: Iterable[int] = ()) -> dict[str, Any]:
-        """Wait until so many workers are in service, none of them with one of those offices; return the status."""
+        """Wait until exactly `count` workers are in service, and return the status.
+
+        :param without: pids of old offices; workers that still have one of these do not count.
+        """
         gone = set(without)
 
         def look() -> dict[str, Any]:
-            status = self.glance()
+            status = self.status_if_running()
             serving = [w for w in status.get("workers", ()) if w["state"] in IN_SERVICE and w["pid"] not in gone]
             return status if len(serving) == count else {}
 
@@ -111,7 +114,7 @@ class Service:
 
     @contextmanager
     def drop_in(self, unit: str, text: str) -> Iterator[None]:
-        """Change a unit for a while."""
+        """Add a drop-in to a unit, and remove it afterwards."""
         path = f"/etc/systemd/system/{unit}.d/test.conf"
         self.machine.put(path, text)
         self.machine.run("systemctl", "daemon-reload", check=True)
@@ -122,11 +125,11 @@ class Service:
             self.machine.run("systemctl", "daemon-reload", check=True)
 
     def lines(self, message: Message, after: str) -> list[Entry]:
-        """The lines of one kind that the broker has written."""
+        """The journal entries of one kind."""
         return self.machine.journal(None, f"MESSAGE_ID={message.id}", after=after)
 
     def line(self, message: Message, after: str) -> Entry:
-        """The only line of that kind."""
+        """The journal entry of one kind; fail if there is not exactly one."""
         (line,) = self.lines(message, after)
         return line
 
@@ -142,12 +145,12 @@ class Service:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def holding_client(self, step: str = "office") -> tuple[Command, dict[str, Any]]:
-        """Start a client that has an office and holds it; return it with what it knows of the office."""
+        """Start a client that has a session and keeps it; return the client, and what it says about its office."""
         client = self.client("convert.py", "--office", "--hold", step)
         return client, await_step(client, "office")
 
     def waiting_client(self, *arguments: str) -> Command:
-        """Start a client that has to wait, and return it when it does."""
+        """Start a client that has to wait, and return it when it is in the queue."""
         length = self.status()["queue"]["length"]
         client = self.client("convert.py", "--office", *arguments)
         self.wait_queue(length + 1)
@@ -155,43 +158,43 @@ class Service:
 
     @contextmanager
     def herd(self, clients: int, *arguments: str) -> Iterator["Herd"]:
-        """Have many clients work all the time."""
-        with tempfile.TemporaryFile("w+") as told:
+        """Run many clients, each of which has one session after the other."""
+        with tempfile.TemporaryFile("w+") as events:
             command = [PYTHON, f"{CLIENTS}/herd.py", f"--clients={clients}", *arguments, "/tmp/herd"]
             self.machine.run("rm", "-rf", "/tmp/herd", check=True)
-            with self.machine.popen(*command, cwd="/tmp", stdout=told) as process:
-                yield Herd(process, Path(f"/proc/self/fd/{told.fileno()}"))
+            with self.machine.popen(*command, cwd="/tmp", stdout=events) as process:
+                yield Herd(process, Path(f"/proc/self/fd/{events.fileno()}"))
 
     def serves(self) -> int:
-        """Have a client served; return the pid of its office."""
+        """Run a client that is served, and return the pid of its office."""
         office = self.run_client("convert.py", "--office")[-1]
         assert office["step"] == "office", office
         return int(office["pid"])
 
     def client_fails(self) -> bool:
-        """Have a client try; True if it was turned away."""
+        """Run a client, and return whether it got an error."""
         return self.machine.run(PYTHON, f"{CLIENTS}/convert.py", "--office").returncode == 1
 
     def pages(self, pdf: str) -> int:
-        """The page count of a PDF on the machine; an error if it does not open."""
+        """The page count of a PDF on the machine; CommandFailed if it is no PDF."""
         info = self.machine.run("pdfinfo", pdf, check=True).stdout
         return int(info.split("Pages:")[1].split()[0])
 
 
 def await_step(client: Command, step: str) -> dict[str, Any]:
-    """Read what a client tells until it tells that step."""
+    """Read a client's steps up to that one, and return it."""
     assert client.stdout is not None
     for line in client.stdout:
-        told: dict[str, Any] = json.loads(line)
-        assert told["step"] != "error", told
-        if told["step"] == step:
-            return told
+        found: dict[str, Any] = json.loads(line)
+        assert found["step"] != "error", found
+        if found["step"] == step:
+            return found
     raise AssertionError(f"the client ended before {step}: {client.communicate()}")
 
 
 @dataclass
 class Session:
-    """What one session of a herd has told; times of time.monotonic, the same in any machine."""
+    """One session of a herd. Times are those of time.monotonic(), which all machines share with the host."""
 
     number: int
     begun: float
@@ -202,16 +205,20 @@ class Session:
 
 
 class Herd:
-    """Many clients at work."""
+    """Many clients at work (herd.py)."""
 
-    def __init__(self, process: Command, told: Path) -> None:
+    def __init__(self, process: Command, output: Path) -> None:
         self.process = process
-        self._told = told
+        self._output = output
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that the clients have reported so far."""
+        return [json.loads(line) for line in self._output.read_text().splitlines()]
 
     def sessions(self) -> list[Session]:
         """All sessions so far, in the order in which they began."""
         found: dict[int, Session] = {}
-        for line in map(json.loads, self._told.read_text().splitlines()):
+        for line in self.events():
             number, event, when = line["session"], line["event"], line["time"]
             if event == "begin":
                 found[number] = Session(number, when)
@@ -224,7 +231,7 @@ class Herd:
         return sorted(found.values(), key=lambda session: session.begun)
 
     def stop(self) -> list[Session]:
-        """Have each client end after its session; return all sessions."""
+        """Let each client end after its present session, and return all sessions."""
         _, errors = self.process.communicate(timeout=4 * PATIENCE)
         assert self.process.returncode == 0, errors
         sessions = self.sessions()
@@ -232,19 +239,19 @@ class Herd:
         return sessions
 
 
-def release(client: Command) -> list[dict[str, Any]]:
-    """Let a client that holds go on to its end; return the steps that it has told since."""
+def finish(client: Command) -> list[dict[str, Any]]:
+    """Let a client that holds its session go on to its end; return its further steps."""
     out, _ = client.communicate("go\n", PATIENCE)
     client.release()
     return [json.loads(line) for line in out.splitlines()]
 
 
-def told_error(client: Command) -> str:
-    """Let a client go on to its end, and return the error's text; empty if all went well.
+def client_error(client: Command) -> str:
+    """Let a client go on to its end, and return the text of its error, or an empty string.
 
-    One that held its office calls it again.
+    A client that holds its session calls its office once more before it ends.
     """
-    (last, *_) = reversed(release(client))
+    (last, *_) = reversed(finish(client))
     if last["step"] == "error":
         return str(last["message"])
     assert client.returncode == 0, last
@@ -252,7 +259,7 @@ def told_error(client: Command) -> str:
 
 
 def out_of_order(sessions: Iterable[Session], tolerance: float = 0.1) -> list[tuple[Session, Session]]:
-    """Pairs of sessions of which the one that came clearly earlier was served clearly later."""
+    """Pairs of sessions in which the client that came first was served last, by more than `tolerance` seconds."""
     served = [session for session in sessions if session.connected is not None]
     return [
         (early, late)

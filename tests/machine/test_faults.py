@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What goes wrong ends one session at the most."""
+"""A fault ends one session at the most."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from command import Command
 from deadline import until
 from ooodd import messages
 from places import CLIENTS
-from service import PATIENCE, Service, Session, await_step, release, told_error
+from service import PATIENCE, Service, Session, await_step, client_error, finish
 
-# How many offices are killed at random.
-KILLS = int(os.environ.get("OOODD_TESTS_KILLS", "100"))
+# How many offices are killed at random: in the inner ring of tests, and in the outer one.
+KILLS = [12, pytest.param(int(os.environ.get("OOODD_TESTS_KILLS", "100")), marks=pytest.mark.long)]
 OFFICE = "/opt/strange"
-# Instead of an office: says nothing at all, or listens, or greets as an office does and then says nothing.
+# A program instead of an office. It sleeps, or it listens only, or it greets as an office does and then does nothing.
 STRANGE_OFFICE = r"""#!/usr/bin/python3
 import signal, socket, sys
 directory = next(word.split("=", 1)[1] for word in sys.argv if word.startswith("-env:OSL_SOCKET_PATH="))
@@ -41,14 +41,14 @@ if mode != "sleeps":
 signal.pause()
 """
 
-# Watches a client's own bridge break: holds a session at the wire's level, kills the office, waits for the end.
+# Measures how long a client waits for the end of its connection: opens a session by hand, kills the office, reads on.
 BREAK = r"""
 import json, os, signal, socket, sys, time
 sys.path.insert(0, sys.argv[1])
 from urp_noise import first_block
 connection = socket.create_connection(("127.0.0.1", 2002))
 connection.sendall(first_block())
-connection.settimeout(30)
+connection.settimeout(60)
 assert connection.recv(4096)
 worker = int(os.popen("ooodd status --json | python3 -c 'import json,sys;"
     "print([w[\"pid\"] for w in json.load(sys.stdin)[\"workers\"] if w[\"client\"]][0])'").read())
@@ -63,7 +63,7 @@ print(json.dumps({"milliseconds": 1000 * (time.monotonic() - began)}))
 """
 
 
-# The wall clock of whoever is started with this is off by what the file says.
+# With this drop-in, the wall clock of a unit differs from the real one by what the file says.
 FAKE_CLOCK = "/etc/fake-clock"
 WITH_FAKE_CLOCK = f"""[Service]
 Environment=LD_PRELOAD=/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1
@@ -72,7 +72,7 @@ Environment=FAKETIME_TIMESTAMP_FILE={FAKE_CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DO
 
 
 def restarted(service: Service, old: int, crashed: int = 1) -> dict[str, Any]:
-    """Wait until the worker whose office was `old` is idle with a new one, and the crash was counted once."""
+    """Wait until the office `old` has been replaced, all workers are idle and `crashed` crashes have been counted."""
 
     def look() -> dict[str, Any]:
         status = service.status()
@@ -83,7 +83,7 @@ def restarted(service: Service, old: int, crashed: int = 1) -> dict[str, Any]:
     return until(look, PATIENCE, "the pool to be whole again")
 
 
-def test_a_killed_idle_worker_is_replaced_and_nobody_notices(service: Service) -> None:
+def test_a_killed_idle_worker_is_replaced_and_no_client_notices(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\n")
     client, _ = service.holding_client()
     until(lambda: "idle" in service.states(), PATIENCE, "an idle worker")
@@ -95,7 +95,7 @@ def test_a_killed_idle_worker_is_replaced_and_nobody_notices(service: Service) -
         "the worker to be back",
     )
     assert service.status()["totals"]["crashed"] == 1
-    release(client)
+    finish(client)
     assert client.returncode == 0
 
 
@@ -107,7 +107,7 @@ def test_a_killed_busy_worker_ends_its_session_only(service: Service) -> None:
     service.kill(office["pid"])
     entry = service.machine.wait_journal("ooodd.service", "PRIORITY=4", after=moment)
     assert "crashed and is restarted: killed by signal 9" in entry["MESSAGE"]
-    release(other)
+    finish(other)
     assert other.returncode == 0
     restarted(service, office["pid"])
     victim.release()
@@ -121,10 +121,10 @@ def test_the_client_of_a_killed_worker_sees_its_bridge_break(service: Service) -
     done = service.machine.run("/usr/bin/python3", "-c", BREAK, clients, check=True)
     took = json.loads(done.stdout)["milliseconds"]
     print(f"the bridge broke {took:.1f} ms after the kill")
-    assert took < 5000  # only catches a hang; on an idle machine some 3 ms
+    assert took < 1000 * PATIENCE  # on an idle machine about 3 ms
 
 
-def test_a_real_crash_is_one_session_s_end(service: Service) -> None:
+def test_an_office_that_aborts_is_replaced(service: Service) -> None:
     service.configure("[pool]\nworkers = 1\n")
     office = service.serves()
     service.wait_idle()
@@ -171,16 +171,16 @@ def test_a_worker_that_an_administrator_stops_is_back_and_no_crash(service: Serv
     "behaviour",
     ["garbage", "one-byte", "connect", "reset", "flood", "urp-flood", "lie", "half-close", "half-block", "never-reads"],
 )
-def test_noise_is_nobody_else_s_affair(service: Service, behaviour: str) -> None:
+def test_noise_disturbs_no_other_client(service: Service, behaviour: str) -> None:
     service.configure("[pool]\nworkers = 2\n")
     other, _ = service.holding_client()
     noisy = service.client("urp_noise.py", "--seconds", "4", behaviour)
     assert service.serves()
     noisy.wait(PATIENCE)
     noisy.release()
-    release(other)
+    finish(other)
     assert other.returncode == 0
-    assert broker_memory(service) < 128 * 1024, "KiB, with the peak of a broker that has seen a GiB of noise"
+    assert broker_memory(service) < 128 * 1024, "KiB at the peak, though the noise is up to 1 GiB"
     service.wait_idle()
     assert service.serves()
 
@@ -203,14 +203,12 @@ def test_a_worker_that_does_not_answer_after_its_session_is_replaced(service: Se
     assert service.serves() != worker["pid"]
 
 
-def test_an_office_that_nobody_knows_how_to_stop_is_killed(service: Service) -> None:
+def test_an_office_that_ignores_sigterm_is_killed(service: Service) -> None:
     service.configure("[pool]\nworkers = 1\n")
     service.start()
     (worker,) = service.wait_idle()
     service.kill(worker["pid"], signal="STOP")
-    began = time.monotonic()
     service.stop()
-    assert time.monotonic() - began < PATIENCE
     assert service.machine.run("pgrep", "-x", "soffice.bin").stdout == ""
     service.configure()
 
@@ -235,8 +233,8 @@ def test_a_broker_that_hangs_is_ended_by_the_watchdog_and_restarted(fresh_servic
     assert service.machine.run("pgrep", "-c", "-x", "soffice.bin").stdout.strip() == str(running)
 
 
-def test_a_lost_bus_ends_nobody(fresh_service: Service) -> None:
-    """Two sessions and a waiting client; an office that crashes while there is no bus is found out afterwards."""
+def test_a_lost_bus_ends_no_session(fresh_service: Service) -> None:
+    """There are two sessions and a waiting client. An office that crashes without a bus is found when it is back."""
     service = fresh_service
     service.configure("[pool]\nworkers = 2\n")
     holders = [service.holding_client()[0] for _ in range(2)]
@@ -246,11 +244,11 @@ def test_a_lost_bus_ends_nobody(fresh_service: Service) -> None:
     lost = service.machine.wait_journal("ooodd.service", f"MESSAGE_ID={messages.BUS_LOST.id}", after=moment)
     assert "the system message bus is lost (" in lost["MESSAGE"]
     service.machine.wait_journal("ooodd.service", f"MESSAGE_ID={messages.BUS_BACK.id}", after=moment)
-    assert [told_error(client) for client in (*holders, waiting)] == ["", "", ""]
+    assert [client_error(client) for client in (*holders, waiting)] == ["", "", ""]
     service.machine.run("systemctl", "stop", "dbus.socket", "dbus.service")
     victim, other = service.wait_idle()
     service.kill(victim["pid"])
-    assert service.glance()["workers"], "the broker ended"
+    assert service.status_if_running()["workers"], "the broker has ended"
     service.machine.run("systemctl", "start", "dbus.socket", check=True)
     began = time.monotonic()
     service.wait_total("crashed", 1)
@@ -261,29 +259,29 @@ def test_a_lost_bus_ends_nobody(fresh_service: Service) -> None:
 
 
 @pytest.mark.parametrize("fault", ["abort", "about", "calc-visible"])
-def test_a_client_that_crashes_its_office_is_alone_in_that(service: Service, fault: str) -> None:
-    """Which of them crash depends on LibreOffice's build; the next client has an office in any case."""
+def test_a_client_that_crashes_its_office_disturbs_no_other_client(service: Service, fault: str) -> None:
+    """Which of these crash depends on the build of LibreOffice. The next client has an office in any case."""
     service.configure("[pool]\nworkers = 2\n")
     other, _ = service.holding_client()
     client = service.client("crash.py", fault)
     said, _ = client.communicate(timeout=PATIENCE)
     client.release()
     print(f"{fault}: {said.splitlines()[-1]}")
-    release(other)
+    finish(other)
     assert other.returncode == 0
     service.wait_idle()
     assert service.serves()
 
 
 def end_by_kill(client: Command) -> None:
-    """Kill a client in mid-call, as kill -9 does; it is gone when this returns."""
+    """Kill a client during a call, and wait for its end."""
     client.kill()
     client.wait(PATIENCE)
     client.release()
 
 
-def killed(service: Service, random: Random, count: int) -> list[int]:
-    """Kill some offices that are in service, all at once; return their pids."""
+def kill_offices(service: Service, random: Random, count: int) -> list[int]:
+    """Kill some offices that are in service, all at the same time, and return their pids."""
     workers = service.wait_whole(len(service.workers()))["workers"]
     pids = [worker["pid"] for worker in random.sample(workers, count)]
     service.kill(*pids)
@@ -291,18 +289,19 @@ def killed(service: Service, random: Random, count: int) -> list[int]:
 
 
 def unexplained(sessions: list[Session], kills: dict[int, float]) -> list[Session]:
-    """The sessions that failed though nobody killed their office."""
+    """The sessions that failed though their office was not killed."""
 
     def explained(session: Session) -> bool:
         if session.pid is not None:
             return session.pid in kills
-        # It ended before it knew its office; the moment of a kill is when kill(1) had returned from the machine.
+        # It ended before it knew its office. The time of a kill was noted when kill(1) had returned, so a bit late.
         return any(session.begun <= moment <= (session.ended or 0.0) + 0.3 for moment in kills.values())
 
     return [session for session in sessions if session.error and not explained(session)]
 
 
-def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service: Service) -> None:
+@pytest.mark.parametrize("count", KILLS)
+def test_offices_killed_at_random_under_load_end_their_own_sessions_only(service: Service, count: int) -> None:
     workers, random = 4, Random(2004)
     service.configure(f"[pool]\nworkers = {workers}\nmin_workers = {workers}\nmax_uses = 1000000\n")
     service.start()
@@ -312,9 +311,9 @@ def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service
     took = []
     with service.herd(6) as herd:
         until(lambda: len([s for s in herd.sessions() if s.pid]) > 6, PATIENCE, "work to be under way")
-        while len(kills) < KILLS:
+        while len(kills) < count:
             began = time.monotonic()
-            pids = killed(service, random, min(random.choice((1, 2, 3, 3)), KILLS - len(kills)))
+            pids = kill_offices(service, random, min(random.choice((1, 2, 3, 3)), count - len(kills)))
             kills.update(dict.fromkeys(pids, time.monotonic()))
             until(lambda: service.totals()["crashed"] >= len(kills), PATIENCE, "the crashes to be counted")
             service.wait_whole(workers, without=kills)
@@ -335,7 +334,7 @@ def test_offices_killed_at_random_under_load_cost_their_own_clients_only(service
 
 
 def test_a_hung_office_is_replaced_idle_or_busy(service: Service) -> None:
-    """Stopped by SIGSTOP; the one that is idle is found before a client meets it."""
+    """The offices hang by SIGSTOP. The idle one is found before a client gets it."""
     service.configure('[pool]\nworkers = 1\nprobe_interval = "1s"\nprobe_timeout = "1s"\n[session]\ngrace = "1s"\n')
     service.start()
     (idle,) = service.wait_idle()
@@ -351,21 +350,21 @@ def test_a_hung_office_is_replaced_idle_or_busy(service: Service) -> None:
     service.kill(office["pid"], signal="STOP")
     began = time.monotonic()
     end_by_kill(client)
-    assert told_error(waiting) == ""
+    assert client_error(waiting) == ""
     print(f"busy: the next client was served {time.monotonic() - began:.2f} s after the end of the hung one's")
     service.wait_total("hung", 2)
     assert len(service.lines(messages.WORKER_HUNG, moment)) == 2
     assert service.totals() == {"sessions": 2, "refused": 0, "recycled": 0, "crashed": 0, "hung": 2, "dirty": 0}
 
 
-def works(service: Service, pid: int) -> None:
-    """Wait until the office has worked for a good while: then it does what its client has told it."""
+def wait_until_it_works(service: Service, pid: int) -> None:
+    """Wait until the office has used half a second of CPU: by then it executes its client's call."""
 
     def ticks() -> int:
         return sum(map(int, service.machine.read(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[11:13]))
 
     before = ticks()
-    until(lambda: ticks() > before + 50, PATIENCE, "the office to work")
+    until(lambda: ticks() > before + os.sysconf("SC_CLK_TCK") // 2, PATIENCE, "the office to work")
 
 
 @pytest.mark.parametrize(
@@ -373,12 +372,12 @@ def works(service: Service, pid: int) -> None:
     [
         ("basic-loop", "hung", messages.WORKER_HUNG),
         ("calc-loop", "hung", messages.WORKER_HUNG),
-        # The office is well, and its call fails as the client goes. But from outside it can't be told from one that
-        # goes on, and shows a document later.
+        # The office is healthy, and its call fails when the client ends. But from outside it looks like an office that
+        # goes on and opens a document later.
         ("stream", "dirty", messages.WORKER_DIRTY),
     ],
 )
-def test_a_client_that_is_killed_amid_an_endless_call_is_followed_by_a_new_office(
+def test_the_office_of_a_client_killed_during_an_endless_call_is_replaced(
     service: Service, fault: str, total: str, message: messages.Message
 ) -> None:
     service.configure('[pool]\nworkers = 2\n[session]\ngrace = "1s"\n')
@@ -388,7 +387,7 @@ def test_a_client_that_is_killed_amid_an_endless_call_is_followed_by_a_new_offic
     await_step(client, "silent" if fault == "stream" else "faulting")
     (busy,) = (worker for worker in service.workers() if worker["client"] and worker["pid"] != others["pid"])
     if fault != "stream":
-        works(service, busy["pid"])
+        wait_until_it_works(service, busy["pid"])
     began = time.monotonic()
     end_by_kill(client)
     assert service.serves() != busy["pid"]
@@ -396,7 +395,7 @@ def test_a_client_that_is_killed_amid_an_endless_call_is_followed_by_a_new_offic
     service.wait_whole(2, without=[busy["pid"]])
     print(f"{fault}: whole {time.monotonic() - began:.2f} s after its client's end")
     print(service.line(message, moment)["MESSAGE"])
-    assert told_error(other) == ""
+    assert client_error(other) == ""
     totals = service.totals()
     assert {name: totals[name] for name in ("recycled", "crashed", "hung", "dirty")} == {
         "recycled": 0,
@@ -408,7 +407,7 @@ def test_a_client_that_is_killed_amid_an_endless_call_is_followed_by_a_new_offic
 
 
 @pytest.mark.parametrize("mode", ["sleeps", "listens", "greets"])
-def test_an_office_that_never_serves_is_told_to_who_waits(service: Service, mode: str) -> None:
+def test_an_office_that_never_serves_is_reported_to_waiting_clients(service: Service, mode: str) -> None:
     machine = service.machine
     service.configure('[pool]\nworkers = 1\nstart_timeout = "1s"\n')
     machine.put(f"{OFFICE}/soffice.bin", STRANGE_OFFICE, mode=0o755)
@@ -417,8 +416,8 @@ def test_an_office_that_never_serves_is_told_to_who_waits(service: Service, mode
     moment = machine.journal_moment()
     with service.drop_in("ooodd-worker@.service", f"[Service]\nEnvironment=OOODD_OFFICE={OFFICE}\n"):
         began = time.monotonic()
-        error = told_error(service.client("convert.py", "--office"))
-        print(f"told after {time.monotonic() - began:.1f} s: {error}")
+        error = client_error(service.client("convert.py", "--office"))
+        print(f"refused after {time.monotonic() - began:.1f} s: {error}")
         assert error.startswith("ooodd: no office can be started: not ready within 1 s")
         assert service.totals()["refused"] == 1
         line = service.lines(messages.WORKER_NOT_STARTED, moment)[0]
@@ -431,7 +430,7 @@ def test_an_office_that_never_serves_is_told_to_who_waits(service: Service, mode
     assert (totals["crashed"], totals["hung"], totals["recycled"]) == (0, 0, 0)
 
 
-def test_polkit_that_is_gone_is_told_and_its_return_is_found(service: Service) -> None:
+def test_polkit_that_is_gone_is_reported_and_its_return_is_found(service: Service) -> None:
     machine = service.machine
     service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
     other, mine = service.holding_client()
@@ -449,14 +448,14 @@ def test_polkit_that_is_gone_is_told_and_its_return_is_found(service: Service) -
         machine.run("systemctl", "unmask", "--runtime", "polkit.service", check=True)
         machine.run("systemctl", "start", "polkit.service", check=True)
     began = time.monotonic()
-    assert told_error(waiting) == ""
+    assert client_error(waiting) == ""
     service.wait_whole(2, without=[victim["pid"]])
     print(f"whole {time.monotonic() - began:.2f} s after polkit was back")
-    assert told_error(other) == ""
+    assert client_error(other) == ""
     assert service.totals()["crashed"] == 1
 
 
-def test_a_full_run_directory_is_told_and_ends_nobody(fresh_service: Service) -> None:
+def test_a_full_run_directory_is_reported_and_ends_no_session(fresh_service: Service) -> None:
     service, machine = fresh_service, fresh_service.machine
     service.configure('[pool]\nworkers = 2\nstart_timeout = "2s"\n')
     other, _ = service.holding_client()
@@ -464,7 +463,7 @@ def test_a_full_run_directory_is_told_and_ends_nobody(fresh_service: Service) ->
     (victim,) = (worker for worker in service.workers() if worker["state"] == "idle")
     moment = machine.journal_moment()
     machine.run("mount", "-o", "remount,size=16M", "/run", check=True)
-    # What an office leaves behind gives space again: fill it at once.
+    # The end of an office frees space in /run, so it is filled again all the time.
     with machine.popen("sh", "-c", "while :; do cat /dev/zero >> /run/full 2> /dev/null; done"):
         machine.run("sh", "-c", "until ! echo > /run/more; do :; done", check=True)
         service.kill(victim["pid"])
@@ -475,13 +474,13 @@ def test_a_full_run_directory_is_told_and_ends_nobody(fresh_service: Service) ->
     print(f"whole {time.monotonic() - began:.2f} s after there was space again")
     for line in service.lines(messages.WORKER_NOT_STARTED, moment)[:1]:
         print(line["MESSAGE"])
-    assert told_error(other) == ""
+    assert client_error(other) == ""
     assert service.serves()
     assert service.totals()["crashed"] == 1
 
 
-def test_a_clock_that_jumps_is_nobody_s_affair(service: Service) -> None:
-    """The clock of broker and office alone, by libfaketime: the machine's own is this machine's too."""
+def test_a_clock_that_jumps_disturbs_no_client(service: Service) -> None:
+    """Libfaketime changes the clock of broker and office only. The machine's own clock is the host's."""
     hour = 3600
     service.machine.put(FAKE_CLOCK, "+0\n")
     with service.drop_in("ooodd.service", WITH_FAKE_CLOCK), service.drop_in("ooodd-worker@.service", WITH_FAKE_CLOCK):
@@ -493,20 +492,20 @@ def test_a_clock_that_jumps_is_nobody_s_affair(service: Service) -> None:
         for jump in (0, 100 * hour, -100 * hour):
             service.machine.put(FAKE_CLOCK, f"{jump:+}\n")
             status = service.status()
-            told = datetime.fromisoformat(status["workers"][0]["since"]).timestamp()
-            assert abs(told - jump - time.time()) < hour, "the broker's clock has not jumped"
+            since = datetime.fromisoformat(status["workers"][0]["since"]).timestamp()
+            assert abs(since - jump - time.time()) < hour, "the broker's clock has not jumped"
             assert status["queue"]["length"] == 2
             assert status["queue"]["oldest_wait"] < hour
-        assert release(holder)[0]["pid"] == office["pid"]
-        assert [told_error(client) for client in waiting] == ["", ""]
+        assert finish(holder)[0]["pid"] == office["pid"]
+        assert [client_error(client) for client in waiting] == ["", ""]
         assert service.serves() == office["pid"]
         totals = service.totals()
         assert totals == dict.fromkeys(totals, 0) | {"sessions": 4}
         service.stop()
 
 
-def test_an_office_that_runs_out_of_memory_is_told_as_such(service: Service) -> None:
-    """Systemd asks the control group; here it is told what systemd-oomd and the kernel tell on other machines."""
+def test_an_office_that_runs_out_of_memory_is_reported_as_such(service: Service) -> None:
+    """The mark that systemd-oomd leaves is set by hand, for there is no memory controller everywhere."""
     service.configure("[pool]\nworkers = 1\n")
     victim, office = service.holding_client()
     moment = service.machine.journal_moment()
@@ -515,5 +514,5 @@ def test_an_office_that_runs_out_of_memory_is_told_as_such(service: Service) -> 
     service.kill(office["pid"])
     service.wait_total("crashed", 1)
     assert "out of memory" in service.line(messages.WORKER_CRASHED, moment)["MESSAGE"]
-    assert told_error(victim)
+    assert client_error(victim)
     assert service.serves() != office["pid"]
