@@ -1,46 +1,46 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the pool decides: actions for others to carry out, each with its reason."""
+"""What the pool asks the broker to do: actions, each with its reason. And how often each thing happened."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a worker's life ended, or why a client was turned away."""
+    """Why a worker is stopped, or why a client is refused. The texts appear in the journal."""
 
-    # A worker's.
-    USED_UP = "used up"
+    # Of a worker.
+    USED_UP = "it has served [pool] max_uses sessions"
     TOO_OLD = "older than [pool] max_age"
     TOO_BIG = "bigger than [pool] max_memory"
     NOT_NEEDED = "not needed"
-    ADOPTED = "its session outlived a broker, so what is left of it can't be told"
-    ENDED = "ended by itself"
-    CUT_OFF = "the session did not end in order"
-    DIRTY = "not as it was before its session"
-    CRASHED = "crashed"
-    HUNG = "does not answer"
-    NOT_STARTED = "not started"
-    # A client's, and, at the end of all, a worker's too.
+    ADOPTED = "ooodd restarted during its session, so the state of the office is unknown"
+    ENDED = "the office exited by itself"
+    CUT_OFF = "its session was cut off"
+    DIRTY = "its session left something behind"
+    CRASHED = "the office crashed"
+    HUNG = "the office does not answer"
+    NOT_STARTED = "the office did not start"
+    # Of a client, and of every worker when the service ends.
     CLOSING = "ooodd stops"
-    # A client's.
-    QUEUE_FULL = "queue full"
-    HOST_FULL = "queue full for its host"
-    WAITED_TOO_LONG = "waited too long"
-    WAITS_FOR_ITSELF = "waits for itself"
+    # Of a client.
+    QUEUE_FULL = "the queue is full"
+    HOST_FULL = "the queue is full for clients of this host"
+    WAITED_TOO_LONG = "waited longer than [queue] timeout"
+    WAITS_FOR_ITSELF = "waits for itself: sessions of its own host hold all workers"
     NO_OFFICE = "no office can be started"
-    NO_DESCRIPTOR = "no file descriptor left"
+    NO_DESCRIPTOR = "no file descriptor is left"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start the worker; answer with `ready` or `not_started`."""
+    """Start the worker. Answer with `ready` or `not_started`."""
 
     worker: int
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop the worker, whatever it is doing; answer with `stopped`."""
+    """Stop the worker, whatever it is doing. Answer with `stopped`."""
 
     worker: int
     reason: Reason
@@ -49,14 +49,14 @@ class Stop:
 
 @dataclass(frozen=True)
 class Probe:
-    """Ask the worker, which has no client, whether it is well; answer with `probed`."""
+    """Check whether the worker, which has no client, still answers. Answer with `probed`."""
 
     worker: int
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The worker is the client's alone until `inspect` and `release`."""
+    """The worker belongs to the client until `inspect` and `release`."""
 
     worker: int
     client: int
@@ -64,7 +64,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Break:
-    """The client's worker is not its any more, and is being stopped: end its session. Nothing is to be released."""
+    """End the client's session: its worker is being stopped. Do not release the worker."""
 
     worker: int
     client: int
@@ -72,10 +72,37 @@ class Break:
 
 @dataclass(frozen=True)
 class Refuse:
-    """The client is no longer in the queue and gets no worker."""
+    """The client gets no worker. It is no longer in the queue."""
 
     client: int
     reason: Reason
 
 
 Action = Start | Stop | Probe | Lease | Break | Refuse
+
+_RECYCLED = frozenset(
+    {Reason.USED_UP, Reason.TOO_OLD, Reason.TOO_BIG, Reason.ADOPTED, Reason.ENDED, Reason.CUT_OFF},
+)
+
+
+@dataclass
+class Totals:
+    """Counts since the service started, as `ooodd status` shows them."""
+
+    sessions: int = 0
+    refused: int = 0
+    recycled: int = 0
+    crashed: int = 0
+    hung: int = 0
+    dirty: int = 0
+
+    def count_stop(self, reason: Reason) -> None:
+        """Count a worker that is stopped. Not needed, not started and closing are not counted."""
+        if reason in _RECYCLED:
+            self.recycled += 1
+        elif reason is Reason.CRASHED:
+            self.crashed += 1
+        elif reason is Reason.HUNG:
+            self.hung += 1
+        elif reason is Reason.DIRTY:
+            self.dirty += 1

@@ -1,63 +1,168 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The queue: who waits, in the order in which they are served."""
+"""Admission: the queue, who may wait in it, and who is refused because the wait is too long or can't end."""
 
-from collections import Counter, OrderedDict
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
+
+from ooodd.pool.actions import Reason, Refuse, Totals
+from ooodd.pool.limits import Limits
+from ooodd.pool.workers import State, Workers
+
+# A client waits for itself if sessions of its own host hold every worker and no byte moves on any of them. It is told
+# so when both, its wait and that silence, have lasted for so many seconds: a client may think between two calls.
+STANDSTILL = 30.0
+# How often, in seconds, to look for a client that waits for itself.
+_CHECK_INTERVAL = 5.0
 
 
 class Waiting(NamedTuple):
-    """A place in the queue: when the client joined, and from where."""
+    """A place in the queue: when the client joined, and from which host."""
 
     joined: float
     host: str
 
 
 class Queue(Mapping[int, Waiting]):
-    """Clients by number, the first is served next. Knows how many there are of each host."""
+    """The clients that wait, by number, in the order in which they joined. The first is served next."""
 
     def __init__(self) -> None:
-        """Begin with nobody."""
-        self._places: OrderedDict[int, Waiting] = OrderedDict()
+        """Begin empty."""
+        self._places: dict[int, Waiting] = {}
+        self._order: list[tuple[float, int]] = []
         self._hosts: Counter[str] = Counter()
 
     def __getitem__(self, client: int) -> Waiting:
         return self._places[client]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._places)
+        return (client for _, client in self._order)
 
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, client: object) -> bool:
+        return client in self._places
+
     @property
     def first(self) -> int:
-        """Who is served next; there has to be somebody."""
-        return next(iter(self._places))
+        """The client that is served next. The queue must not be empty."""
+        return self._order[0][1]
 
     @property
     def oldest(self) -> float | None:
-        """Since when the first has waited; None if nobody does."""
-        return self._places[self.first].joined if self._places else None
+        """When the first client joined; None if nobody waits."""
+        return self._order[0][0] if self._order else None
 
     def of_host(self, host: str) -> int:
         """Return how many clients of a host wait."""
         return self._hosts[host]
 
     def add(self, client: int, place: Waiting) -> None:
-        """Have a client wait behind all others."""
+        """Add a client at its place by the time of joining. Clients that joined at the same time go by number."""
         self._places[client] = place
+        insort(self._order, (place.joined, client))
         self._hosts[place.host] += 1
 
-    def add_first(self, client: int, place: Waiting) -> None:
-        """Have a client wait before all others, once more."""
-        self.add(client, place)
-        self._places.move_to_end(client, last=False)
-
     def remove(self, client: int) -> Waiting:
-        """Take a client out, and return the place that it had."""
+        """Remove a client and return the place that it had."""
         place = self._places.pop(client)
+        del self._order[bisect_left(self._order, (place.joined, client))]
         self._hosts[place.host] -= 1
         if not self._hosts[place.host]:
             del self._hosts[place.host]
         return place
+
+
+@dataclass
+class Admission:
+    """Decides who may join the queue and who has to leave it. Counts the refusals."""
+
+    limits: Limits
+    workers: Workers
+    totals: Totals
+    queue: Queue = field(default_factory=Queue)
+    # When to look next for a client that waits for itself.
+    _next_check: float = -inf
+
+    def reason_to_refuse(self, host: str) -> Reason | None:
+        """Return why a client of this host may not join, or None. Free or starting workers do not count as waiting."""
+        waiting, free = len(self.queue), self._free_workers()
+        if waiting >= self.limits.max_clients + free:
+            return Reason.QUEUE_FULL
+        most = self.limits.max_per_host
+        if most is not None and self.queue.of_host(host) >= most and waiting >= free:
+            return Reason.HOST_FULL
+        return None
+
+    def refuse(self, client: int, reason: Reason) -> Refuse:
+        """Refuse a client, whether it is in the queue or not."""
+        if client in self.queue:
+            self.queue.remove(client)
+        self.totals.refused += 1
+        return Refuse(client, reason)
+
+    def refuse_all(self, reason: Reason) -> list[Refuse]:
+        """Refuse every client in the queue."""
+        return [self.refuse(client, reason) for client in list(self.queue)]
+
+    def refuse_overdue(self, now: float, quiet_since: Mapping[int, float]) -> list[Refuse]:
+        """Refuse the clients that have waited for `queue_timeout`, and earlier one that waits for itself.
+
+        `quiet_since` is as for `Pool.tick`.
+        """
+        return [*self._refuse_after_timeout(now, quiet_since), *self._refuse_before_timeout(now, quiet_since)]
+
+    def times(self) -> Iterator[float]:
+        """Yield the times at which `refuse_overdue` may have something to do."""
+        if (oldest := self.queue.oldest) is not None:
+            yield oldest + self.limits.queue_timeout
+            yield max(oldest + STANDSTILL, self._next_check)
+
+    def _free_workers(self) -> int:
+        """Return how many workers have no client, or will have none soon. Failed ones are not free."""
+        size = self.limits.workers
+        return size - self.workers.leased_up_to(size) - self.workers.count(State.FAILED)
+
+    def _refuse_after_timeout(self, now: float, quiet_since: Mapping[int, float]) -> list[Refuse]:
+        timeout = self.limits.queue_timeout
+        overdue = []
+        for client, place in self.queue.items():
+            if place.joined + timeout > now:
+                break
+            overdue.append((client, place.host))
+        if not overdue:
+            return []
+        host = self._host_with_all_workers(now - min(STANDSTILL, timeout / 2), quiet_since)
+        return [
+            self.refuse(client, Reason.WAITS_FOR_ITSELF if client_host == host else Reason.WAITED_TOO_LONG)
+            for client, client_host in overdue
+        ]
+
+    def _refuse_before_timeout(self, now: float, quiet_since: Mapping[int, float]) -> list[Refuse]:
+        """Refuse one client that waits for itself. Only one: the others may wait for that one."""
+        oldest = self.queue.oldest
+        if oldest is None or now < max(oldest + STANDSTILL, self._next_check):
+            return []
+        self._next_check = now + _CHECK_INTERVAL
+        host = self._host_with_all_workers(now - STANDSTILL, quiet_since)
+        if host is None or not self.queue.of_host(host):
+            return []
+        client = next(client for client, place in self.queue.items() if place.host == host)
+        if self.queue[client].joined + STANDSTILL > now:
+            return []
+        return [self.refuse(client, Reason.WAITS_FOR_ITSELF)]
+
+    def _host_with_all_workers(self, since: float, quiet_since: Mapping[int, float]) -> str | None:
+        """Return the host whose sessions hold every worker, if no byte has moved on any of them after `since`."""
+        if self.workers.leased < len(self.workers):
+            return None
+        hosts = set()
+        for worker in self.workers.values():
+            if worker.client is None or quiet_since.get(worker.client, inf) > since:
+                return None
+            hosts.add(worker.host)
+        return hosts.pop() if len(hosts) == 1 else None

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fakes import states
 from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
 from ooodd.pool.admission import Waiting
-from ooodd.pool.pool import ALIVE, TRANSITIONS, TROUBLE, Event, IllegalTransition, Limits, Pool, State, Worker
+from ooodd.pool.backoff import TOLERATED as TROUBLE
+from ooodd.pool.workers import ALIVE, TRANSITIONS, Event
+from ooodd.pool.pool import IllegalTransition, Limits, Pool, State, Worker
 
 FAULTS = [None, Reason.HUNG, Reason.CUT_OFF, Reason.CRASHED, Reason.DIRTY]
 
@@ -162,7 +164,7 @@ def test_waiting_clients_are_told_if_no_office_can_be_started_for_long() -> None
             it.tick(now)
     assert refused == [Refuse(1, Reason.NO_OFFICE)]
     assert TROUBLE <= told < 3 * TROUBLE
-    assert it.trouble == "no office"
+    assert it.start_error == "no office"
     assert it.join(2, now) == [Refuse(2, Reason.NO_OFFICE)]
     it.ready(1, now)
     assert it.join(3, now) == [Lease(1, 3)]
@@ -532,7 +534,7 @@ def test_idle_workers_that_are_too_many_go_at_once() -> None:
 
 def test_what_another_broker_left_is_taken_over() -> None:
     it = pool(3, min_workers=0)
-    before = Worker(0, uses=4, max_uses=5, started=-20.0)
+    before = Worker(0, uses=9, max_uses=10, started=-20.0)
     assert it.adopt(1, 0.0, before, (7, "a")) == []
     assert it.adopt(2, 0.0, before) == [Probe(2)]
     assert it.adopt(5, 0.0, before, (8, "a")) == []
@@ -725,7 +727,7 @@ class AnyOrder(RuleBasedStateMachine):
     def who_waits_has_an_office_coming(self) -> None:
         """Unless every worker is somebody's, or waits for its next try."""
         coming = {State.STARTING, State.STOPPING, State.FAILED, State.BUSY, State.INSPECTING}
-        if self.it.queue and self.it._hold_until <= self.it._settled:
+        if self.it.queue and self.it._back_off.hold_until <= self.it._settled_at:
             missing = [worker for worker in self.it.workers.values() if worker.state not in coming]
             starting = len(self.numbers(State.STARTING))
             full = len(self.running) >= self.it.limits.workers
@@ -742,7 +744,7 @@ class AnyOrder(RuleBasedStateMachine):
     def what_is_due_is_done(self) -> None:
         """So the deadline is never in the past, and the broker's timer never spins."""
         deadline = self.it.deadline
-        assert deadline is None or deadline > self.it._settled or self.it.queue
+        assert deadline is None or deadline > self.it._settled_at or self.it.queue
 
     @invariant()
     def what_failed_is_tried_again_if_it_is_needed(self) -> None:
