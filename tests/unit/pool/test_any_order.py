@@ -195,35 +195,53 @@ class AnyOrder(RuleBasedStateMachine):
 
     # Workers
 
-    @precondition(lambda self: self.starting)
-    @rule(data=st.data(), works=st.booleans())
-    def start_ends(self, data: st.DataObject, works: bool) -> None:  # noqa: FBT001
-        number = data.draw(st.sampled_from(sorted(self.starting)))
-        now = self.tick()
-        if works:
-            self.starting.discard(number)
-        self.obey(self.it.ready(number, now) if works else self.it.not_started(number, now, "why"))
+    def started(self, number: int) -> None:
+        self.starting.discard(number)
+        self.obey(self.it.ready(number, self.tick()))
 
-    @precondition(lambda self: self.probing)
-    @rule(data=st.data(), fault=st.sampled_from([None, Reason.HUNG]), memory=st.sampled_from([0, 200]))
-    def probe_ends(self, data: st.DataObject, fault: Reason | None, memory: int) -> None:
-        number = data.draw(st.sampled_from(sorted(self.probing)))
+    def stopped(self, number: int) -> None:
+        self.stopping.remove(number)
+        self.obey(self.it.stopped(number, self.tick()))
+
+    def probed(self, number: int, fault: Reason | None = None, memory: int = 0) -> None:
         self.probing.discard(number)
         if fault:
             self.faulty.add(number)
         self.obey(self.it.probed(number, self.tick(), fault, memory=memory))
 
-    @rule(number=NUMBERS, reason=st.sampled_from([Reason.CRASHED, Reason.ENDED]))
-    def lost(self, number: int, reason: Reason) -> None:
-        self.faulty.add(number)
-        self.obey(self.it.lost(number, self.tick(), reason, "why"))
+    @rule()
+    def all_goes_well(self) -> None:
+        """So that there are idle workers in most sequences."""
+        for number in sorted(self.stopping):
+            self.stopped(number)
+        for number in sorted(self.starting):
+            self.started(number)
+        for number in sorted(self.probing):
+            self.probed(number)
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data(), works=st.booleans())
+    def start_ends(self, data: st.DataObject, works: bool) -> None:  # noqa: FBT001
+        number = data.draw(st.sampled_from(sorted(self.starting)))
+        if works:
+            self.started(number)
+        else:
+            self.obey(self.it.not_started(number, self.tick(), "why"))
+
+    @precondition(lambda self: self.probing)
+    @rule(data=st.data(), fault=st.sampled_from([None, Reason.HUNG]), memory=st.sampled_from([0, 200]))
+    def probe_ends(self, data: st.DataObject, fault: Reason | None, memory: int) -> None:
+        self.probed(data.draw(st.sampled_from(sorted(self.probing))), fault, memory)
 
     @precondition(lambda self: self.stopping)
     @rule(data=st.data())
     def stop_ends(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.stopping)))
-        self.stopping.remove(number)
-        self.obey(self.it.stopped(number, self.tick()))
+        self.stopped(data.draw(st.sampled_from(sorted(self.stopping))))
+
+    @rule(number=NUMBERS, reason=st.sampled_from([Reason.CRASHED, Reason.ENDED]))
+    def lost(self, number: int, reason: Reason) -> None:
+        self.faulty.add(number)
+        self.obey(self.it.lost(number, self.tick(), reason, "why"))
 
     @rule(number=NUMBERS, client=st.integers(1, 50), memory=st.sampled_from([0, 200]))
     def late_events_change_nothing(self, number: int, client: int, memory: int) -> None:

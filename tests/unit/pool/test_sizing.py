@@ -181,6 +181,24 @@ def test_old_idle_offices_go_one_by_one_if_no_number_is_free() -> None:
     assert it.ready(1, 102.5) == [Stop(2, Reason.TOO_OLD)]
 
 
+def test_old_idle_offices_go_one_at_a_time_even_if_several_are_left() -> None:
+    it = ready_pool(3, max_age=100.0)
+    assert it.tick(102.0) == [Stop(1, Reason.TOO_OLD)]
+    assert it.tick(103.0) == []
+    assert it.stopped(1, 103.0) == [Start(1)]
+
+
+def test_an_old_idle_office_that_nobody_needs_is_not_replaced_but_stopped_in_the_end() -> None:
+    it = elastic_pool(2, max_age=20.0)
+    it.open(0.0)
+    it.join(1, 0.0)
+    it.ready(1, 1.0)
+    end_session(it, 1, 1, 3.0)
+    assert it.tick(30.0) == []
+    assert it.deadline == 53.0
+    assert it.tick(53.0) == [Stop(1, Reason.NOT_NEEDED)]
+
+
 def test_an_old_office_is_leased_if_there_is_no_other() -> None:
     it = ready_pool(2, max_age=100.0)
     assert it.tick(102.0) == [Stop(1, Reason.TOO_OLD)]
