@@ -17,7 +17,7 @@ from machine import Machine
 from ooodd import messages
 from ooodd.messages import Message
 from places import CLIENTS, PYTHON
-from service import PATIENCE, Service, release
+from service import PATIENCE, Service, finish
 
 NEAR, FAR = "192.0.2.1", "192.0.2.2"
 NOBODY = "02:00:00:00:00:01"
@@ -146,5 +146,5 @@ def test_a_host_that_vanishes_while_its_client_is_queued(host: Host, fresh_servi
         host.lose_packets_from()
         await_end(fresh_service, messages.CLIENT_LEFT, moment)
     fresh_service.wait_queue(0)
-    release(holder)
+    finish(holder)
     assert holder.returncode == 0, "a client that was idle all the time, on a host that is there"

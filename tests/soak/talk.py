@@ -13,7 +13,7 @@ import struct
 from typing import Self
 
 from ooodd.errors import ProtocolError
-from ooodd.uno import probe, wire
+from ooodd.uno import probe, urp, wire
 
 PORT = 2002
 _TID = b".UrpProtocolPropertiesTid"
@@ -26,9 +26,9 @@ _REQUEST_CHANGE, _COMMIT_CHANGE = 4, 5
 def _protocol_request(function: int, values: bytes) -> bytes:
     """Return a block with a request for protocol properties. Such requests have no current context."""
     tid = bytes([len(_TID)]) + _TID + b"\xff\xff"
-    head = bytes([wire.FIRST_REQUEST, function])
+    head = bytes([urp.FIRST_REQUEST, function])
     message = head + wire.interface_type(_TYPE) + wire.reference(_OID) + tid + values
-    return wire.HEADER.pack(len(message), 1) + message
+    return urp.HEADER.pack(len(message), 1) + message
 
 
 OPENING = _protocol_request(_REQUEST_CHANGE, _LEAST)

@@ -14,9 +14,9 @@ from ooodd.pool.workers import State, Workers
 
 # A client waits for itself if sessions of its own host hold every worker and no byte moves on any of them. It is told
 # so when both, its wait and that silence, have lasted for so many seconds: a client may think between two calls.
-STANDSTILL = 30.0
+WAITS_FOR_ITSELF_AFTER = 30.0
 # How often, in seconds, to look for a client that waits for itself.
-_CHECK_INTERVAL = 5.0
+CHECK_INTERVAL = 5.0
 
 
 class Waiting(NamedTuple):
@@ -120,7 +120,7 @@ class Admission:
         """Yield the times at which `refuse_overdue` may have something to do."""
         if (oldest := self.queue.oldest) is not None:
             yield oldest + self.limits.queue_timeout
-            yield max(oldest + STANDSTILL, self._next_check)
+            yield max(oldest + WAITS_FOR_ITSELF_AFTER, self._next_check)
 
     def _free_workers(self) -> int:
         """Return how many workers have no client, or will have none soon. Failed ones are not free."""
@@ -136,7 +136,7 @@ class Admission:
             overdue.append((client, place.host))
         if not overdue:
             return []
-        host = self._host_with_all_workers(now - min(STANDSTILL, timeout / 2), quiet_since)
+        host = self._host_with_all_workers(now - min(WAITS_FOR_ITSELF_AFTER, timeout / 2), quiet_since)
         return [
             self.refuse(client, Reason.WAITS_FOR_ITSELF if client_host == host else Reason.WAITED_TOO_LONG)
             for client, client_host in overdue
@@ -145,14 +145,14 @@ class Admission:
     def _refuse_before_timeout(self, now: float, quiet_since: Mapping[int, float]) -> list[Refuse]:
         """Refuse one client that waits for itself. Only one: the others may wait for that one."""
         oldest = self.queue.oldest
-        if oldest is None or now < max(oldest + STANDSTILL, self._next_check):
+        if oldest is None or now < max(oldest + WAITS_FOR_ITSELF_AFTER, self._next_check):
             return []
-        self._next_check = now + _CHECK_INTERVAL
-        host = self._host_with_all_workers(now - STANDSTILL, quiet_since)
+        self._next_check = now + CHECK_INTERVAL
+        host = self._host_with_all_workers(now - WAITS_FOR_ITSELF_AFTER, quiet_since)
         if host is None or not self.queue.of_host(host):
             return []
         client = next(client for client, place in self.queue.items() if place.host == host)
-        if self.queue[client].joined + STANDSTILL > now:
+        if self.queue[client].joined + WAITS_FOR_ITSELF_AFTER > now:
             return []
         return [self.refuse(client, Reason.WAITS_FOR_ITSELF)]
 

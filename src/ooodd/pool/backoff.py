@@ -7,8 +7,8 @@ from random import Random
 
 from ooodd.pool.limits import Limits
 
-# Clients are told when starting has failed for so many seconds and no worker is in service: after five quick tries.
-TOLERATED = 3.0
+# Clients are told when starting has failed for so many seconds, about five quick tries, and no worker is in service.
+START_ERROR_AFTER = 3.0
 
 
 @dataclass
@@ -35,7 +35,7 @@ class BackOff:
 
     def lasts_too_long(self, now: float) -> bool:
         """Whether clients should be told that no office can be started."""
-        return now - self.failing_since >= TOLERATED
+        return now - self.failing_since >= START_ERROR_AFTER
 
     def delay(self, failures: int) -> float:
         """Return how long to wait after so many failures: twice as long after each one.

@@ -115,12 +115,12 @@ class Sizing:
         """Return the idle worker to stop because it is too old, or None if it has to wait.
 
         One at a time: only if no other worker is on its way. And only if another worker is idle, or if no replacement
-        can be started before, as every number is taken.
+        can be started before, because every number is in use.
         """
         old = self.workers.old.due(inf, most=1)
         if not old or self._one_is_on_its_way():
             return None
-        replaceable = self.workers.count(State.IDLE) > 1 or not self.workers.count(State.STOPPED)
+        replaceable = self.workers.count(State.IDLE) > 1 or not self.workers.count(State.STOPPED, State.FAILED)
         return self.workers[old[0]] if replaceable else None
 
     def _one_is_on_its_way(self) -> bool:

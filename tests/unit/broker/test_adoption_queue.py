@@ -5,7 +5,6 @@ import asyncio
 import socket
 
 import pytest
-from succession import HELLO, ONE, Machine, echoes, machine, turns
 
 from fakes import (
     GREETING,
@@ -17,6 +16,7 @@ from ooodd import messages
 from ooodd.broker.session import Session
 from ooodd.pool.pool import State
 from ooodd.systemd.marks import Marks
+from succession import HELLO, ONE, Machine, echoes, machine, turns
 
 
 async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None:
@@ -109,8 +109,8 @@ async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monk
         await first.open()
         await second.send(OPENING)
         await until(lambda: it.broker.pool.queue)
-        monkeypatch.setattr("ooodd.pool.admission.STANDSTILL", 0.05)
-        monkeypatch.setattr("ooodd.pool.admission._CHECK_INTERVAL", 0.05)
+        monkeypatch.setattr("ooodd.pool.admission.WAITS_FOR_ITSELF_AFTER", 0.05)
+        monkeypatch.setattr("ooodd.pool.admission.CHECK_INTERVAL", 0.05)
         await it.replace()
         refused = await it.journal.wait_for(messages.CLIENT_REFUSED)
         assert "waits for itself" in str(refused["text"])

@@ -319,8 +319,8 @@ async def test_a_refused_client_that_says_no_more_is_not_waited_for_long(monkeyp
 
 
 async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ooodd.pool.admission.STANDSTILL", 0.05)
-    monkeypatch.setattr("ooodd.pool.admission._CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr("ooodd.pool.admission.WAITS_FOR_ITSELF_AFTER", 0.05)
+    monkeypatch.setattr("ooodd.pool.admission.CHECK_INTERVAL", 0.05)
     async with world() as it, it.client() as first, it.client() as second:
         await first.open()
         answer = await asks(second)
@@ -330,8 +330,8 @@ async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.Mon
 
 
 async def test_nobody_waits_for_itself_while_a_call_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ooodd.pool.admission.STANDSTILL", 0.05)
-    monkeypatch.setattr("ooodd.pool.admission._CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr("ooodd.pool.admission.WAITS_FOR_ITSELF_AFTER", 0.05)
+    monkeypatch.setattr("ooodd.pool.admission.CHECK_INTERVAL", 0.05)
     async with world("[pool]\nworkers=1\n[queue]\ntimeout=1") as it, it.client() as first, it.client() as second:
         await first.send(CALL)
         await first.receive(len(GREETING + CALL))
@@ -339,7 +339,7 @@ async def test_nobody_waits_for_itself_while_a_call_is_under_way(monkeypatch: py
 
 
 async def test_if_no_office_can_be_started_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ooodd.pool.backoff.TOLERATED", 0.2)
+    monkeypatch.setattr("ooodd.pool.backoff.START_ERROR_AFTER", 0.2)
     async with world(plan=["refuse"] * 6) as it, it.client() as client:
         answer = await asks(client)
         assert b"ooodd: no office can be started: refused by plan: none; details: fake-1" in answer

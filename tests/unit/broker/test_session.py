@@ -2,15 +2,15 @@
 """What one client costs, and what becomes of one that leaves or fails at a bad moment."""
 
 import pytest
-from succession import HELLO, ONE, TWO, SystemdKeep, machine
 
-from fakes import FakeClient, settled, until
+from fakes import OPENING, FakeClient, settled, until
 from fakesystemd import FakeSystemd
 from ooodd import messages
 from ooodd.broker.client import Phase, Turn
 from ooodd.pool.actions import Lease
 from ooodd.pool.pool import State
-from world import OPENING, QUERY, asks, world
+from succession import HELLO, ONE, TWO, SystemdKeep, machine
+from world import QUERY, asks, world
 
 
 def since(systemd: FakeSystemd, count: int) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 """The queue: its order, who may join it, and who is refused."""
 
 from ooodd.pool.actions import Lease, Reason, Refuse, Start
-from ooodd.pool.admission import STANDSTILL, Queue, Waiting
+from ooodd.pool.admission import WAITS_FOR_ITSELF_AFTER, Queue, Waiting
 from pool.pools import elastic_pool, end_session, pool, ready_pool
 
 
@@ -100,7 +100,7 @@ def test_the_deadline_is_when_a_client_can_be_told_first_that_it_waits_for_itsel
     it = ready_pool(1)
     it.join(1, 2.0, "a")
     it.join(2, 3.0, "a")
-    assert it.deadline == 3.0 + STANDSTILL
+    assert it.deadline == 3.0 + WAITS_FOR_ITSELF_AFTER
     assert it.tick(33.0, {1: 4.0}) == []
     assert it.deadline == 38.0
     assert it.tick(38.0, {1: 4.0}) == [Refuse(2, Reason.WAITS_FOR_ITSELF)]

@@ -3,7 +3,7 @@
 
 from fakes import states
 from ooodd.pool.actions import Action, Lease, Reason, Refuse, Start, Stop
-from ooodd.pool.backoff import TOLERATED
+from ooodd.pool.backoff import START_ERROR_AFTER
 from ooodd.pool.pool import State
 from pool.pools import elastic_pool, pool, ready_pool
 
@@ -57,7 +57,7 @@ def test_clients_are_told_when_no_office_could_be_started_for_long() -> None:
             now = it.deadline
             it.tick(now)
     assert refused == [Refuse(1, Reason.NO_OFFICE)]
-    assert TOLERATED <= told < 3 * TOLERATED
+    assert START_ERROR_AFTER <= told < 3 * START_ERROR_AFTER
     assert it.start_error == "no office"
     assert not it.has_room("")
     assert it.join(2, now) == [Refuse(2, Reason.NO_OFFICE)]
