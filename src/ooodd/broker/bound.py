@@ -34,6 +34,7 @@ class Bound:
         self._clients.pop(client.session, None)
 
     def hang_up(self) -> None:
-        """Hang up on all of them."""
-        for client in list(self._clients.values()):
+        """Hang up on all of them, and count none any more."""
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
             client.hang_up()
