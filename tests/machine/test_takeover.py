@@ -340,8 +340,33 @@ def test_an_upgrade_goes_on_with_the_session_and_the_queue(service: Service, deb
     assert finish(holder)[0] == {"step": "still", "pid": office["pid"]}
     assert client_error(waiting) == ""
     assert service.lines(messages.SESSION_LOST, moment) == []
-    service.wait_total("recycled", 1)
-    assert_totals(service, sessions=2, recycled=1)
+    service.wait_idle()
+    assert_totals(service, sessions=2)
+
+
+@pytest.mark.parametrize("obstacle", ["directory", "read-only"])
+def test_a_broker_that_cannot_start_ends_no_session(service: Service, obstacle: str) -> None:
+    """The control socket can't be opened: something else is in its place, or the file system takes no file."""
+    service.configure("[pool]\nworkers = 1\n")
+    holder, office = service.holding_client()
+    waiting = service.waiting_client()
+    old, moment = broker(service), service.machine.journal_moment()
+    if obstacle == "directory":
+        service.machine.run("sh", "-c", "rm /run/ooodd/control && mkdir /run/ooodd/control", check=True)
+    else:
+        service.machine.run("mount", "--bind", "-o", "ro", "/run/ooodd", "/run/ooodd", check=True)
+    os.kill(old, signal.SIGKILL)
+    assert "/run/ooodd/control" in service.line(messages.BROKER_FAILED, moment)["MESSAGE"]
+    if obstacle == "directory":
+        service.machine.run("rmdir", "/run/ooodd/control", check=True)
+    else:
+        service.machine.run("umount", "/run/ooodd", check=True)
+    next_broker(service, old)
+    assert finish(holder)[0] == {"step": "still", "pid": office["pid"]}
+    assert client_error(waiting) == ""
+    assert service.lines(messages.SESSION_LOST, moment) == []
+    service.wait_idle()
+    assert_totals(service, sessions=2)
 
 
 def test_a_restart_with_a_bad_configuration_loses_no_client(service: Service) -> None:
