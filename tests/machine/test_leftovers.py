@@ -48,16 +48,21 @@ def test_the_document_of_a_client_killed_while_it_loads_is_not_seen_by_the_next(
     """By path and by stream, visible and hidden. The client is killed at any moment, before or after the load."""
     service.configure("[pool]\nworkers = 1\nmax_uses = 1000\nmax_uses_jitter = 0\n")
     service.machine.put(SHEET, sheet())
+    moment = service.machine.journal_moment()
     found = abandon(service, count)
     service.wait_idle()
     totals = service.totals()
+    crashes = [line["MESSAGE"] for line in service.lines(messages.WORKER_CRASHED, moment)]
     same = [each for each in found if each["first"] == each["second"]]
     loaded = sum(each["loaded"] for each in found)
     print(f"{count} tries, {loaded} killed when the document was loaded; {len(same)} offices kept; {totals}")
     assert [each for each in found if each["found"] or each["later"] or "step" in each] == []
     assert totals["sessions"] == 2 * count
-    assert totals["crashed"] == totals["refused"] == totals["recycled"] == 0
-    assert totals["dirty"] + totals["hung"] == count - len(same)
+    # LibreOffice 7.4 sometimes aborts by itself when its client vanishes during a load.
+    assert all("killed by signal 6" in line for line in crashes), crashes
+    assert totals["crashed"] == len(crashes)
+    assert totals["refused"] == totals["recycled"] == 0
+    assert totals["dirty"] + totals["hung"] + totals["crashed"] == count - len(same)
 
 
 @pytest.mark.parametrize("ways", [(), ("--visible",), ("--stream",), ("--stream", "--visible")], ids="-".join)
