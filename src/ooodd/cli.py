@@ -141,11 +141,12 @@ async def _serve_as_service(
     supervisor.on_bus = partial(_report_bus, journal)
     try:
         broker = Broker(settings, supervisor, journal, notifier, store)
-        async with _controlled(broker, options, supervisor):
+        async with _controlled(broker, options, supervisor) as control:
             await supervisor.stop_others(_ours(await supervisor.running()))
             running = _ours(await supervisor.running())  # nothing is awaited until they are the broker's
             broker.adopt(left, running)
             left.clear()  # the broker's to close from now on
+            await control.serve()
             await broker.run(sockets, ends_unused=True)
     finally:
         await supervisor.close()
@@ -176,7 +177,8 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
     supervisor.remove_leftovers()
     try:
         broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier(), NoFdStore())
-        async with _controlled(broker, options):
+        async with _controlled(broker, options) as control:
+            await control.serve()
             await broker.run([listener])
     finally:
         await supervisor.close()
@@ -187,16 +189,16 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
 @contextlib.asynccontextmanager
 async def _controlled(
     broker: Broker, options: argparse.Namespace, units: UnitSupervisor | None = None
-) -> AsyncIterator[None]:
-    """Have the broker obey signals and the control socket. `AdminError` if that can't be opened."""
+) -> AsyncIterator[ControlServer]:
+    """Have the broker obey signals, and open the control socket, or raise `AdminError`. Serving it is the caller's."""
     loop = asyncio.get_running_loop()
     ending: set[asyncio.Task[None]] = set()
     control = ControlServer(_runtime_directory(options), _commands(broker, options))
-    await control.open()
+    control.open()
     loop.add_signal_handler(signal.SIGTERM, lambda: ending.add(asyncio.create_task(_terminate(broker, units))))
     loop.add_signal_handler(signal.SIGINT, broker.end, End.STOP)
     try:
-        yield
+        yield control
     finally:
         await asyncio.gather(*ending, return_exceptions=True)
         await control.close()
@@ -277,7 +279,7 @@ def _explain_socket_failure(_: argparse.Namespace) -> int:
 
 
 def _runtime_directory(options: argparse.Namespace) -> Path:
-    """Return where the control socket is: as asked, as systemd says, or as it would be for whoever asks."""
+    """Return where the control socket is: as asked, as systemd says, or in the user's own runtime directory."""
     if options.runtime_directory is not None:
         return Path(options.runtime_directory)
     if "RUNTIME_DIRECTORY" in os.environ:  # RuntimeDirectory= of ooodd.service; its first is ours

@@ -41,8 +41,8 @@ from ooodd.systemd.peer import Peer
 # More silent connections than these are port checks or an attack: the oldest is closed. With many connections at once
 # the kernel does without DeferAcceptSec= and sends cookies (tcp_max_syn_backlog): 900 of 5,000 came unheard.
 _MOST_SILENT = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-# Refused clients that have not closed yet. Libraries close within a millisecond.
-_MOST_REFUSED = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+# Refused clients that have not closed yet, thousands if a crowd comes at once. Each goes within seconds.
+_MOST_REFUSED = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
 # How long a restarting broker may take to pass on what it holds, in seconds.
 _FREEZE_LIMIT = 2.0
 # What systemd is asked to wait beyond the time for which sessions may go on, in seconds.

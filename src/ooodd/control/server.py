@@ -53,11 +53,12 @@ class ControlServer:
         """Prepare a socket in `directory`. `commands` may change at any time."""
         self._path = directory / SOCKET_NAME
         self._commands = commands
+        self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> None:
-        """Listen. `AdminError` if that fails, or if another broker listens there; nothing is left open then."""
+    def open(self) -> None:
+        """Listen. Requests wait until `serve`. `AdminError` if it can't listen, or if another broker listens there."""
         try:
             if _is_served(self._path):
                 raise AdminError(
@@ -65,18 +66,23 @@ class ControlServer:
                 )
             _make_directory(self._path.parent)
             self._path.unlink(missing_ok=True)
-            listener = _bind(self._path)
-            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_MAX_REQUEST)
+            self._listener = _listen(self._path)
         except OSError as error:
             hint = _HINTS.get(error.errno or 0, "give a --runtime-directory that is yours")
             raise AdminError(f"{self._path}: {error.strerror or error}", hint) from error
 
+    async def serve(self) -> None:
+        """Answer requests from now on."""
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listener, limit=_MAX_REQUEST)
+
     async def close(self) -> None:
         """Stop listening, remove the socket and drop the requests under way. Does nothing if it is not open."""
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
-        self._server = None
+        if self._server is not None:
+            self._server.close()
+        self._listener.close()
+        self._listener = self._server = None
         self._path.unlink(missing_ok=True)
         for task in self._answering:
             task.cancel()
@@ -132,12 +138,13 @@ def _make_directory(directory: Path) -> None:
         raise PermissionError(errno.EPERM, "the directory belongs to another user")
 
 
-def _bind(path: Path) -> socket.socket:
-    """Make the socket, to which only this user has access."""
+def _listen(path: Path) -> socket.socket:
+    """Make the socket, to which only this user has access, and listen."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
+        listener.listen()
     except OSError:
         listener.close()
         raise

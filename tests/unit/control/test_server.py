@@ -42,7 +42,8 @@ async def opened(directory: Path, **commands: Callable[[], dict[str, Any]]) -> A
     """A server with the given commands, and "ping"; yields the commands."""
     known: Commands = {"ping": lambda: {"pong": True}, **commands}
     it = ControlServer(directory, known)
-    await it.open()
+    it.open()
+    await it.serve()
     try:
         yield known
     finally:
@@ -226,7 +227,7 @@ async def test_a_second_broker_in_the_same_directory_is_refused(directory: Path)
     async with opened(directory):
         second = ControlServer(directory, {})
         with pytest.raises(AdminError, match=r"another ooodd runs here: stop it, or give another --runtime-directory"):
-            await second.open()
+            second.open()
         await second.close()
         assert await ask(directory) == {"pong": True}
 
@@ -237,7 +238,21 @@ async def test_a_second_broker_beside_one_that_hangs_is_refused(directory: Path)
         hung.listen(0)
         pending.enter_context(socket.socket(socket.AF_UNIX)).connect(f"{directory}/control")  # fills the backlog
         with pytest.raises(AdminError, match="another ooodd runs here"):
-            await ControlServer(directory, {}).open()
+            ControlServer(directory, {}).open()
+
+
+async def test_who_asks_before_it_serves_is_answered_when_it_does(directory: Path) -> None:
+    it = ControlServer(directory, {"ping": lambda: {"pong": True}})
+    it.open()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as early:
+        early.connect(f"{directory}/control")
+        early.send(b'{"command": "ping"}\n')
+        await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            early.recv(1)
+        await it.serve()
+        assert json.loads(await asyncio.get_running_loop().sock_recv(early, 100)) == {"pong": True}
+    await it.close()
 
 
 async def test_the_socket_of_a_broker_that_was_killed_is_replaced(directory: Path) -> None:
@@ -250,7 +265,7 @@ async def test_the_socket_of_a_broker_that_was_killed_is_replaced(directory: Pat
 async def test_closing_what_is_not_open_does_nothing(directory: Path) -> None:
     it = ControlServer(directory, {})
     await it.close()
-    await it.open()
+    it.open()
     await it.close()
     await it.close()
 
@@ -259,19 +274,19 @@ async def test_a_file_in_the_directory_s_place_is_one_clear_error() -> None:
     with tempfile.NamedTemporaryFile() as file:
         it = ControlServer(Path(file.name), {})
         with pytest.raises(AdminError, match=r"/control: File exists: give a --runtime-directory that is yours$"):
-            await it.open()
+            it.open()
         await it.close()
 
 
 async def test_a_too_long_path_is_one_clear_error(directory: Path) -> None:
     with pytest.raises(AdminError, match="AF_UNIX path too long: give a --runtime-directory"):
-        await ControlServer(directory / ("x" * 200), {}).open()
+        ControlServer(directory / ("x" * 200), {}).open()
 
 
 async def test_a_directory_of_another_user_is_one_clear_error(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(AdminError) as refused:
-        await ControlServer(directory, {}).open()
+        ControlServer(directory, {}).open()
     assert str(refused.value) == (
         f"{directory}/control: the directory belongs to another user: give a --runtime-directory that is yours"
     )
@@ -289,7 +304,7 @@ async def test_a_full_file_system_is_one_clear_error(
     before = os.umask(0o022)
     try:
         with pytest.raises(AdminError) as refused:
-            await ControlServer(directory, {}).open()
+            ControlServer(directory, {}).open()
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)
@@ -304,6 +319,6 @@ async def test_no_descriptor_left_is_one_clear_error(directory: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
     try:
         with pytest.raises(AdminError, match=r"Too many open files: raise LimitNOFILE= of ooodd\.service$"):
-            await ControlServer(directory, {}).open()
+            ControlServer(directory, {}).open()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
