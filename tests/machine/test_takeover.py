@@ -27,6 +27,13 @@ PORT = ":07D2"
 LISTENS = "0A"
 
 
+# What keeps a broker from opening its control socket: the commands that make the obstacle, and remove it.
+OBSTACLES = {
+    "directory": ("rm /run/ooodd/control && mkdir /run/ooodd/control", "rmdir /run/ooodd/control"),
+    "read-only": ("mount --bind /run/ooodd /run/ooodd && mount -o remount,bind,ro /run/ooodd", "umount /run/ooodd"),
+}
+
+
 @dataclass(frozen=True)
 class Visit:
     """A session of a herd, with its client's address, by which the journal names it."""
@@ -344,23 +351,22 @@ def test_an_upgrade_goes_on_with_the_session_and_the_queue(service: Service, deb
     assert_totals(service, sessions=2)
 
 
-@pytest.mark.parametrize("obstacle", ["directory", "read-only"])
+@pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_a_broker_that_cannot_start_ends_no_session(service: Service, obstacle: str) -> None:
     """The control socket can't be opened: something else is in its place, or the file system takes no file."""
     service.configure("[pool]\nworkers = 1\n")
     holder, office = service.holding_client()
     waiting = service.waiting_client()
     old, moment = broker(service), service.machine.journal_moment()
-    if obstacle == "directory":
-        service.machine.run("sh", "-c", "rm /run/ooodd/control && mkdir /run/ooodd/control", check=True)
-    else:
-        service.machine.run("mount", "--bind", "-o", "ro", "/run/ooodd", "/run/ooodd", check=True)
-    os.kill(old, signal.SIGKILL)
-    assert "/run/ooodd/control" in service.line(messages.BROKER_FAILED, moment)["MESSAGE"]
-    if obstacle == "directory":
-        service.machine.run("rmdir", "/run/ooodd/control", check=True)
-    else:
-        service.machine.run("umount", "/run/ooodd", check=True)
+    make, remove = OBSTACLES[obstacle]
+    service.machine.run("sh", "-c", make, check=True)
+    try:
+        os.kill(old, signal.SIGKILL)
+        failed = f"MESSAGE_ID={messages.BROKER_FAILED.id}"
+        line = service.machine.wait_journal("ooodd.service", failed, after=moment, timeout=PATIENCE)
+    finally:
+        service.machine.run("sh", "-c", remove, check=True)
+    assert "/run/ooodd/control" in line["MESSAGE"]
     next_broker(service, old)
     assert finish(holder)[0] == {"step": "still", "pid": office["pid"]}
     assert client_error(waiting) == ""
