@@ -112,6 +112,7 @@ async def _run_as_service(options: argparse.Namespace) -> int:
             journal.set_level(settings.log.level)
             await _serve_as_service(options, settings, journal, notifier, store, left, sockets)
         finally:
+            store.close()
             for connection in chain(*left.values()):  # those that no broker has adopted; they stay in the store
                 connection.close()
     except OooddError as error:

@@ -319,6 +319,9 @@ class MemoryFdStore:
         return heir, {name: [each.dup() for each in kept] for name, kept in heir.kept.items()}
 
     def close(self) -> None:
+        """Keep what is kept, as systemd does."""
+
+    def discard(self) -> None:
         for name in list(self.kept):
             self.drop(name)
 

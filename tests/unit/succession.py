@@ -54,7 +54,7 @@ class PlainKeep:
         return left
 
     def close(self) -> None:
-        self.store.close()
+        self.store.discard()
 
 
 class SystemdKeep:
@@ -132,7 +132,7 @@ class Machine:
         """End the broker's effects at once; `bury` has to follow before the next one begins."""
         self.keep.die()
         broker, self.supervisor.lost = self.broker, lambda *_: None
-        broker._end = End.HAND_OVER
+        broker._end, broker._serving = End.HAND_OVER, False
         broker._acceptor.accept_from([])
         if broker._hangups._epoll is not None:
             asyncio.get_running_loop().remove_reader(broker._hangups._epoll)

@@ -333,7 +333,7 @@ async def service_here(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service
             yield it
         finally:
             await it.units.end()
-            it.store.close()
+            it.store.discard()
             it.port.close()
 
 

@@ -25,8 +25,9 @@ from ooodd.pool.actions import Action, Reason
 from ooodd.pool.admission import Waiting
 from ooodd.pool.pool import Pool, Worker
 from ooodd.systemd.fdstore import FdStore, discard
-from ooodd.systemd.marks import Slot
+from ooodd.systemd.marks import MOST_WORKERS, Slot
 from ooodd.systemd.peer import peer
+from ooodd.uno.urp import OPENING_SIZE, is_opening
 
 
 class Adoption:
@@ -48,7 +49,7 @@ class Adoption:
     def take_over(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
         """Find out what goes on. Sockets that are of no use are closed; the others are their clients'."""
         found = self._read(left)
-        sessions = {kept.worker: kept for kept in found if kept.worker}
+        sessions = self._sort_sessions(found)
         queued = {kept.session: kept for kept in found if not kept.worker}
         self._count_sessions(queued, {kept.session for kept in found})
         self._count_losses(running)
@@ -85,6 +86,19 @@ class Adoption:
                 whole.append(kept)
         return whole
 
+    def _sort_sessions(self, found: list[Kept]) -> dict[int, Kept]:
+        """Return the sessions by worker. One whose worker has been leased again since was ending, and is given up."""
+        sessions: dict[int, Kept] = {}
+        for kept in found:
+            if kept.worker and self._leased_to_another(kept):
+                self._give_up(kept, "it was just ending")
+            elif kept.worker:
+                sessions[kept.worker] = kept
+        return sessions
+
+    def _leased_to_another(self, kept: Kept) -> bool:
+        return 1 <= kept.worker <= MOST_WORKERS and self._marks.slot(kept.worker).session not in (0, kept.session)
+
     def _count_sessions(self, queued: dict[int, Kept], kept: Collection[int]) -> None:
         """Count the sessions once that were counted, but not begun. Their clients are still queued, or are lost.
 
@@ -94,7 +108,7 @@ class Adoption:
             slot = self._marks.slot(number)
             if not slot.session or slot.stopping:
                 continue
-            began = slot.begun or slot.begun_by_2
+            began = slot.begun or (slot.begun_by_2 and not _has_opening(queued.get(slot.session)))
             if slot.session in queued and began:
                 self._give_up(queued.pop(slot.session), "it was just ending", number)
             elif not began and (slot.session in queued or slot.session not in kept):
@@ -108,10 +122,11 @@ class Adoption:
         """Count the offices that ended while no broker ran: those that were ready, and not about to be stopped."""
         for number in self._marks.used():
             slot = self._marks.slot(number)
-            if slot.pid and not (number in running and running[number].pid == slot.pid):
-                if not slot.stopping:
-                    self._pool.count_lost()
-                    self._journal.log(messages.WORKER_CRASHED, worker=number, detail="while no ooodd ran")
+            alive = number in running and slot.pid in (0, running[number].pid)
+            if slot.pid and not alive and not slot.stopping:
+                self._pool.count_lost()
+                self._journal.log(messages.WORKER_CRASHED, worker=number, detail="while no ooodd ran")
+            if not alive:
                 slot.clear()
 
     def _take_over_office(self, number: int, office: Office, kept: Kept | None) -> Verdict | None:
@@ -128,9 +143,9 @@ class Adoption:
             client.tenure = self._tenure(kept, client, slot)
             return None
         probe = self._pool.adopt(number, self._now, before)
-        if not ready:
-            return Verdict(Reason.NOT_NEEDED, "it was about to start")
-        if slot.session or slot.stopping:
+        if not ready or slot.stopping:  # why it is stopped has been told and counted
+            return Verdict(Reason.NOT_NEEDED)
+        if slot.session:
             return Verdict(Reason.ADOPTED)
         self.actions += probe
         return None
@@ -164,6 +179,16 @@ class Adoption:
             discard(each)
         for name in reversed(names):
             self._store.drop(name)
+
+
+def _has_opening(kept: Kept | None) -> bool:
+    """Return whether a client's first bytes are still in its socket: then its session has not begun."""
+    if kept is None:
+        return False
+    try:
+        return bool(is_opening(kept.clients[0].recv(OPENING_SIZE, socket.MSG_PEEK)))
+    except OSError:
+        return False
 
 
 def _objection(slot: Slot, *, ready: bool) -> str:

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 from ooodd.broker.client import Client
+from ooodd.uno.urp import is_opening
 
 
 class Bound:
@@ -34,7 +35,8 @@ class Bound:
         self._clients.pop(client.session, None)
 
     def hang_up(self) -> None:
-        """Hang up on all of them, and count none any more."""
-        clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            client.hang_up()
+        """Hang up on all of them but those whose first bytes have come, and count only these any more."""
+        for client in list(self._clients.values()):
+            if not is_opening(client.opening()):
+                self.remove(client)
+                client.hang_up()

@@ -22,7 +22,7 @@ from functools import partial
 from ooodd import __version__, messages
 from ooodd.broker.adoption import Adoption
 from ooodd.broker.bound import Bound
-from ooodd.broker.client import Client
+from ooodd.broker.client import Client, Phase
 from ooodd.broker.driver import Driver
 from ooodd.broker.hangups import Hangups
 from ooodd.broker.session import MOST_KEPT, Session, session_limits
@@ -31,6 +31,7 @@ from ooodd.datapath.forward import LINGER_LIMIT
 from ooodd.journal import Journal
 from ooodd.office.office import Office
 from ooodd.office.supervisor import Supervisor
+from ooodd.pool.actions import Reason
 from ooodd.pool.pool import Limits, Pool, State, Totals
 from ooodd.systemd import listeners
 from ooodd.systemd.fdstore import FdStore
@@ -81,6 +82,8 @@ class Broker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._acceptor = Acceptor(journal, self._accept)
         self._end: End | None = None
+        # Whether a client whose task is cancelled is this broker's to end. Else it is the next one's.
+        self._serving = False
         self._ends_unused = False
         self._news = asyncio.Event()
 
@@ -111,6 +114,7 @@ class Broker:
         """
         self._ends_unused = ends_unused
         try:
+            self._serving = True
             self._hangups.open()
             self.driver.do(self.pool.open(time.monotonic()))
             self._acceptor.accept_from(sockets)
@@ -149,7 +153,7 @@ class Broker:
     async def _wind_up(self) -> None:
         """End as asked. New clients wait in the socket from now on."""
         self._acceptor.accept_from([])
-        self._silent.hang_up()
+        self._silent.hang_up()  # but those who have just spoken: they go on to the queue
         if self._end is End.HAND_OVER:
             await self._hand_over()
             return
@@ -172,13 +176,23 @@ class Broker:
     async def _hand_over(self) -> None:
         """Leave all to the next broker, with no byte of a session in memory, and no refused client without its text."""
         self.driver.frozen = True
-        paths = [client.path for client in self.driver.clients.values() if client.path is not None]
-        self._journal.log(messages.BROKER_HANDS_OVER, sessions=len(paths), queued=len(self.pool.queue))
+        sessions, queued = self.pool.count(State.BUSY), len(self.pool.queue)
+        self._journal.log(messages.BROKER_HANDS_OVER, sessions=sessions, queued=queued)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FREEZE_LIMIT):
+                while len(self._silent):  # noqa: ASYNC110 - they have spoken, so the loop's next turn takes them on
+                    await asyncio.sleep(0)
+                self._refuse_unkept()
+                paths = [client.path for client in self.driver.clients.values() if client.path is not None]
                 await asyncio.gather(*(path.freeze() for path in paths))
                 while refused := self._being_refused():
                     await asyncio.wait(refused)
+
+    def _refuse_unkept(self) -> None:
+        """Refuse the queued clients that are not in the store, so that the next broker can't go on with them."""
+        for client in list(self.driver.clients.values()):
+            if client.phase is Phase.QUEUED and client.turn.decision is None and not client.kept:
+                self.driver.do(self.pool.turn_away(client.session, Reason.CLOSING))
 
     def _being_refused(self) -> list["asyncio.Task[None]"]:
         """Return the tasks of the clients that are refused, also of those whose task has not come to it."""
@@ -187,16 +201,15 @@ class Broker:
 
     async def _close(self) -> None:
         """Leave nothing on the loop. What has not ended yet is the next broker's."""
-        if self._end is None:
-            self._end = End.HAND_OVER
+        self._serving = self._end in (End.DRAIN, End.STOP)
         self._acceptor.accept_from([])
-        self.driver.keeper.ignore_losses()
-        self._reporter.close()
+        self.driver.stop()  # before anything is awaited: no client that goes now gets a worker, or is refused
+        self._hangups.close()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self.driver.close()
-        self._hangups.close()
+        self._reporter.close()
 
     # Clients
 
@@ -233,13 +246,14 @@ class Broker:
         except Exception as error:  # noqa: BLE001 - see above
             self.driver.survive(f"session {session.client.session}", error)
 
-    def _served(self, session: Session, _: "asyncio.Task[None]") -> None:
-        """Close a client whose life is over; or its descriptors, when the next broker goes on with it."""
+    def _served(self, session: Session, task: "asyncio.Task[None]") -> None:
+        """Close a client whose life is over; or just its descriptors, if the next broker goes on with it."""
         number = session.client.session
         del self._tasks[number]
-        if self._end is not End.HAND_OVER:
+        if self._serving or not (task.cancelled() or task.exception()):  # _guard lets no exception out but SystemExit
             session.end()
-        session.client.close()
+        else:
+            session.hand_over()
         del self.driver.clients[number]
         self._end_if_unused()
 

@@ -52,6 +52,7 @@ class Driver:
         self.changed: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def configure(self, config: Config) -> None:
         """Use another configuration. The pool has its own event for that."""
@@ -59,11 +60,17 @@ class Driver:
         self.keeper.start_timeout = config.pool.start_timeout
         self.keeper.probe_timeout = config.pool.probe_timeout
 
-    async def close(self) -> None:
-        """Cancel the timer, and what is under way for workers."""
-        await self.keeper.close()
+    def stop(self) -> None:
+        """Carry out nothing any more. The next broker decides anew."""
+        self._closed = True
+        self.keeper.ignore_losses()
         if self._timer is not None:
             self._timer.cancel()
+
+    async def close(self) -> None:
+        """Stop, and cancel what is under way for workers."""
+        self.stop()
+        await self.keeper.close()
 
     def survive(self, where: str, error: Exception) -> None:
         """Report an error of ooodd itself, with all that helps to find it. Only what it happened to ends by it."""
@@ -74,6 +81,8 @@ class Driver:
 
     def do(self, actions: Iterable[Action]) -> None:
         """Carry out the actions of one event, in order. An error in one leaves none of the others undone."""
+        if self._closed:
+            return
         for action in actions:
             try:
                 self._carry_out(action)
@@ -113,9 +122,11 @@ class Driver:
         self.keeper.stop(number)
 
     def _break(self, client: Client) -> None:
+        if client.tenure is None:  # it has a lease that it has not taken up; `session` queues it again
+            self.pool.uncount_session()
+            return
         self.forget(client)  # no other broker can go on with it
-        if client.tenure is not None:
-            client.tenure.path.office_lost()
+        client.tenure.path.office_lost()
 
     def _refuse(self, client: Client, reason: Reason) -> None:
         refused = Refused(self._refusal(client, reason))

@@ -79,6 +79,10 @@ def read(left: Mapping[str, Sequence[socket.socket]]) -> tuple[list[Kept], list[
         kept.add(name, sockets)
         if worker or not kept.worker:
             kept.since, kept.worker = since, worker
+    for kept in found.values():
+        kept.names.sort(
+            key=lambda name: name.startswith(("office-", "session-"))
+        )  # the office's goes first, see `forget`
     return [found[session] for session in sorted(found)], unknown
 
 

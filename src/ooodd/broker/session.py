@@ -87,6 +87,20 @@ class Session:
         self.client.enter(Phase.CLOSED)
         self._driver.do(self._pool.leave(self.client.session, time.monotonic()))
 
+    def hand_over(self) -> None:
+        """Close the broker's descriptors of a client that the next broker goes on with, if it is kept."""
+        client = self.client
+        if not client.kept and client.tenure is not None and client.phase in (Phase.LEASED, Phase.FORWARDING):
+            self._driver.journal.log(
+                messages.SESSION_LOST,
+                session=client.session,
+                client=client.peer.name,
+                worker=client.tenure.worker,
+                why="its office ended meanwhile",
+            )
+            client.hang_up()
+        client.close()
+
     # accept, admit
 
     async def _admit(self) -> bool:
@@ -148,7 +162,8 @@ class Session:
     def _give_back(self, number: int, *, reached: bool = True) -> None:
         """Give back a worker whose office the client has not touched, or could not reach."""
         actions = self._pool.give_back(number, self.client.session, time.monotonic(), reached=reached)
-        if self._pool.workers[number].client is None:
+        worker = self._pool.workers.get(number)
+        if worker is not None and worker.state in (State.IDLE, State.INSPECTING) and worker.client is None:
             self._driver.mark(number)
         self._driver.do(actions)
 
@@ -158,7 +173,9 @@ class Session:
         """Wait for the client's turn; False for one that is refused or has left."""
         while self.client.phase is Phase.QUEUED:
             decision = await self.client.turn.decided()
-            self._hangups.unwatch(self.client.connection)
+            if self._hangups.unwatch(self.client.connection) and isinstance(decision, Lease):
+                self._leave_queue()
+                continue
             match decision:
                 case Lease():
                     self._occupy(decision)

@@ -12,15 +12,13 @@ import contextlib
 import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError, describe
 from ooodd.office.office import Office
 from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Reason
 from ooodd.uno.probe import Findings, Probe
-
-_Result = TypeVar("_Result")
 
 # The pipe appears when the office is ready, and there is no event for that: so try to connect. The pause between two
 # tries grows from the first to the last, in seconds.
@@ -81,6 +79,8 @@ class Keeper:
         self.start_timeout = start_timeout
         self.probe_timeout = probe_timeout
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        # The supervisor's part of starts, which a stop does not cancel.
+        self._starts: set[asyncio.Task[Office]] = set()
         self._running: dict[int, _Running] = {}
         # Workers whose start was refused: nothing runs that would have to be stopped.
         self._refused: set[int] = set()
@@ -142,8 +142,8 @@ class Keeper:
         self._supervisor.lost = lambda *_: None
 
     async def close(self) -> None:
-        """Cancel what is under way. Offices are left as they are."""
-        tasks = list(self._tasks.values())
+        """Cancel what is under way, starts too. Offices are left as they are."""
+        tasks = [*self._tasks.values(), *self._starts]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -161,7 +161,7 @@ class Keeper:
     async def _start(self, number: int) -> None:
         try:
             self._ended_early.pop(number, None)
-            office = await _uncancelled(self._supervisor.start(number))
+            office = await self._uncancelled(self._supervisor.start(number))
             self._running[number] = _Running(office)
             if (early := self._ended_early.pop(number, None)) is not None and early[0] is office:
                 raise StartError(early[1])  # noqa: TRY301
@@ -171,7 +171,21 @@ class Keeper:
                 self._refused.add(number)
             self._events.worker_not_started(number, describe(error))
         else:
-            self._events.worker_ready(number, office)
+            if self.running(number) is office:  # else it is being stopped
+                self._events.worker_ready(number, office)
+
+    async def _uncancelled(self, work: Coroutine[None, None, Office]) -> Office:
+        """Finish a start even if the caller is cancelled meanwhile: nobody knows what an unfinished one has left."""
+        task = asyncio.create_task(work)
+        self._starts.add(task)
+        task.add_done_callback(self._starts.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # nobody needs it, but asyncio logs an exception that is never retrieved
+            raise
 
     async def _probe(self, number: int) -> None:
         running = self._running.get(number)
@@ -210,18 +224,6 @@ async def _is_set(event: asyncio.Event, within: float) -> bool:
         async with asyncio.timeout(within):
             await event.wait()
     return event.is_set()
-
-
-async def _uncancelled(work: Coroutine[None, None, _Result]) -> _Result:
-    """Finish the work even if the caller is cancelled meanwhile: nobody knows what an unfinished start has left."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # nobody needs it, but asyncio logs an exception that is never retrieved
-        raise
 
 
 async def probe(office: Office, within: float) -> Findings:

@@ -87,9 +87,9 @@ class Slot:
         self.record = memory[at + _RECORD_AT : at + _RECORD_AT + RECORD_SIZE]
 
     def lease(self, session: int) -> None:
-        """Note which session has the worker now; 0 for none."""
+        """Note which session has the worker, whose office runs; 0 for none."""
         self.record[:] = bytes(RECORD_SIZE)
-        self.held_by_2 = self.begun_by_2 = self.begun = False
+        self.held_by_2 = self.begun_by_2 = self.begun = self.stopping = False
         self.session = session
 
     def clear(self) -> None:

@@ -273,3 +273,17 @@ async def test_a_session_for_which_the_store_had_no_room_is_told_of() -> None:
         assert (lost["session"], lost["why"]) == (1, "it was just ending")
         assert await client.ended()
         assert not it.broker.pool.queue
+
+
+async def test_a_worker_that_gets_ready_as_its_broker_leaves_is_leased_by_the_next() -> None:
+    async with machine() as it, it.client() as busy, it.client() as waiting:
+        await busy.open()
+        await waiting.send(OPENING)
+        await until(lambda: it.broker.pool.queue)
+        task = it.broker._tasks[2]
+        task.add_done_callback(lambda _: it.broker.driver.do(it.broker.pool.leave(1, 0.0)))
+        await it.hand_over()
+        assert it.journal.count(messages.INTERNAL_ERROR) == 0
+        await it.begin()
+        busy.socket.close()
+        assert await waiting.receive(len(HELLO)) == HELLO
