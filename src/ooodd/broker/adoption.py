@@ -90,10 +90,14 @@ class Adoption:
         """Return the sessions by worker. One whose worker has been leased again since was ending, and is given up."""
         sessions: dict[int, Kept] = {}
         for kept in found:
-            if kept.worker and self._leased_to_another(kept):
+            if not kept.worker:
+                continue
+            if self._leased_to_another(kept):
                 self._give_up(kept, "it was just ending")
-            elif kept.worker:
-                sessions[kept.worker] = kept
+                continue
+            if (twice := sessions.pop(kept.worker, None)) is not None:
+                self._give_up(twice, "it was just ending")
+            sessions[kept.worker] = kept
         return sessions
 
     def _leased_to_another(self, kept: Kept) -> bool:

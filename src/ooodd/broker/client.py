@@ -7,6 +7,7 @@ own data: a client that is queued has a `Turn`, one that has a worker has a `Ten
 
 import asyncio
 import contextlib
+import select
 import socket
 import time
 from dataclasses import dataclass, field
@@ -128,6 +129,13 @@ class Client:
     def seconds(self) -> float:
         """For how long it has been silent, queued, or has had its office."""
         return time.monotonic() - self.since
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether it has closed its connection, or at least its sending side."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def opening(self) -> bytes:
         """Return the first bytes, which stay in the socket; none if nothing has come, or nothing will."""

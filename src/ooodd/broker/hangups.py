@@ -33,18 +33,11 @@ class Hangups:
         self._callbacks[connection.fileno()] = hung_up
         self._epoll.register(connection, select.EPOLLRDHUP)
 
-    def unwatch(self, connection: socket.socket) -> bool:
-        """Watch the socket no more; do nothing if it is not watched.
-
-        Return whether the other side has hung up, and `hung_up` has not been called for it.
-        """
-        if self._callbacks.pop(connection.fileno(), None) is None:
-            return False
-        assert self._epoll is not None
-        self._epoll.unregister(connection)
-        now = select.poll()
-        now.register(connection, select.POLLRDHUP)
-        return bool(now.poll(0))
+    def unwatch(self, connection: socket.socket) -> None:
+        """Watch the socket no more. Does nothing if it is not watched."""
+        if self._callbacks.pop(connection.fileno(), None) is not None:
+            assert self._epoll is not None
+            self._epoll.unregister(connection)
 
     def close(self) -> None:
         """Watch nothing any more."""

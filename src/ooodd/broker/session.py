@@ -173,9 +173,7 @@ class Session:
         """Wait for the client's turn; False for one that is refused or has left."""
         while self.client.phase is Phase.QUEUED:
             decision = await self.client.turn.decided()
-            if self._hangups.unwatch(self.client.connection) and isinstance(decision, Lease):
-                self._leave_queue()
-                continue
+            self._hangups.unwatch(self.client.connection)
             match decision:
                 case Lease():
                     self._occupy(decision)
@@ -186,8 +184,14 @@ class Session:
         return self.client.phase is Phase.LEASED
 
     def _occupy(self, lease: Lease) -> None:
-        """Connect to the worker's office, and keep the session. If that fails, the client is queued again."""
+        """Connect to the worker's office, and keep the session. If that fails, the client is queued again.
+
+        A client that has hung up leaves the office untouched. No UNO client does so before it has had an answer.
+        """
         client, number = self.client, lease.worker
+        if client.has_hung_up:
+            self._leave_queue()
+            return
         try:
             office = self._driver.keeper.office(number).connect()
         except WorkerLostError:  # the probe finds out why

@@ -269,7 +269,7 @@ class Pool:
 
     def uncount_session(self) -> None:
         """Do not count a session that was counted, but never began."""
-        self.totals.sessions -= 1
+        self.totals.sessions = max(0, self.totals.sessions - 1)
 
     # What follows from an event
 
