@@ -411,7 +411,7 @@ async def test_whatever_happens_nobody_else_notices(seed: int) -> None:
             await asyncio.gather(crowd.fate(), *(crowd.one() for _ in range(chance.randrange(1, 6))))
             await at.recover()
         crowd.check_order()
-        assert at.it.journal.count(messages.SESSION_BEGIN) > 20
+        assert at.it.journal.count(messages.SESSION_BEGIN) > 10
 
 
 # No descriptor

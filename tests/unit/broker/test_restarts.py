@@ -170,7 +170,7 @@ class SlowJobs:
     async def stop(self, number: int) -> None:
         job = asyncio.create_task(self._stop(number), name="stop job")
         self.jobs.add(job)  # type: ignore[arg-type]
-        job.add_done_callback(self.jobs.discard)  # type: ignore[arg-type]
+        job.add_done_callback(self.jobs.discard)
         await asyncio.shield(job)
 
     async def _start(self, number: int) -> Office:
