@@ -91,15 +91,17 @@ def test_a_shared_directory_lets_clients_exchange_files_by_path(
 ) -> None:
     """As docs/files.md describes it for scripts that name files."""
     machine = service.machine
-    machine.run("install", "-d", "-m", "2770", "-g", "ooodd", "/srv/exchange", check=True)
+    machine.run("groupadd", "--system", "exchange", check=True)
+    machine.run("install", "-d", "-m", "2770", "-g", "exchange", "/srv/exchange", check=True)
     drop_in = "/etc/systemd/system/ooodd-worker@.service.d/exchange.conf"
-    machine.put(drop_in, "[Service]\nReadWritePaths=/srv/exchange\n")
+    machine.put(drop_in, "[Service]\nReadWritePaths=/srv/exchange\nSupplementaryGroups=exchange\n")
     try:
         machine.run("systemctl", "daemon-reload", check=True)
         source = next(name for name in sources(expected_pages) if name.endswith(".docx"))
-        machine.run("install", "-m", "0640", "-g", "ooodd", f"{DOCUMENTS_INSIDE}/{source}", "/srv/exchange/in.docx")
+        machine.run("install", "-m", "0640", "-g", "exchange", f"{DOCUMENTS_INSIDE}/{source}", "/srv/exchange/in.docx")
         service.run_client("convert.py", "--store-by-path", "/srv/exchange/in.docx", "/srv/exchange/in.pdf")
         assert service.pages("/srv/exchange/in.pdf") == expected_pages[source]
     finally:
-        machine.run("rm", drop_in, check=True)
+        machine.run("rm", "-r", drop_in, "/srv/exchange", check=True)
         machine.run("systemctl", "daemon-reload", check=True)
+        machine.run("groupdel", "exchange", check=True)
