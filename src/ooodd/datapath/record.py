@@ -37,11 +37,6 @@ class Record:
         """Whether the process holds, or a dead one may have held, bytes of the session that nobody else has."""
         return bool(self.memory[self.TO_OFFICE] or self.memory[self.TO_CLIENT])
 
-    @property
-    def calls_known(self) -> bool:
-        """Whether it is known which calls are under way."""
-        return self.calls().followed
-
     def calls(self) -> Calls:
         """Return the session's calls, as the memory has them; they keep their state there from now on."""
         return Calls(self.memory, _CALLS_AT)
@@ -49,7 +44,3 @@ class Record:
     def forget_calls(self) -> None:
         """Take note that bytes have passed that nobody has followed. A `Forwarding` that exists already is not told."""
         self.calls().lose()
-
-    def clear(self) -> None:
-        """Begin a new session. No `Forwarding` of the one before may write to the memory any more."""
-        self.memory[:] = bytes(self.SIZE)

@@ -128,10 +128,6 @@ class Pool:
 
     # Events of a client
 
-    def has_room(self, host: str) -> bool:
-        """Whether a client of this host would be admitted to the queue now."""
-        return not self.draining and not self.start_error and self._admission.reason_to_refuse(host) is None
-
     def join(self, client: int, now: float, host: str = "") -> list[Action]:
         """Add a client to the queue, or refuse it."""
         self._sizing.last_client_at = now

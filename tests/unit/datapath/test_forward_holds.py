@@ -231,7 +231,7 @@ async def test_the_record_of_a_lost_office_is_left_alone() -> None:
     async with session() as it:
         await send(it.client, CALL)
         await receive(it.office, len(CALL))
-        it.record.clear()
+        it.record.memory[:] = bytes(Record.SIZE)
         it.forwarding.office_lost()
         await send(it.office, REPLY[:9])
         assert await receive(it.client, 9) == REPLY[:9]
@@ -248,6 +248,6 @@ async def test_a_lost_office_s_pending_bytes_are_not_held_in_the_record_of_the_n
     async with session() as it:
         await it.stall(way)
         it.forwarding.office_lost()
-        it.record.clear()
+        it.record.memory[:] = bytes(Record.SIZE)
         await it.cancel()
         assert bytes(it.record.memory) == bytes(Record.SIZE)

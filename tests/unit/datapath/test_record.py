@@ -26,7 +26,7 @@ from ooodd.uno import urp
 def test_zeros_are_a_session_of_which_no_byte_has_passed() -> None:
     for record in (Record(), Record(bytearray(Record.SIZE)), Record(memoryview(bytearray(Record.SIZE)))):
         assert not record.holding
-        assert record.calls_known
+        assert record.calls().followed
         assert not record.calls().under_way
         assert bytes(record.memory) == bytes(Record.SIZE)
 
@@ -36,7 +36,7 @@ def test_either_hold_is_one(hold: int) -> None:
     record = Record()
     record.memory[hold] = 1
     assert record.holding
-    record.clear()
+    record.memory[:] = bytes(Record.SIZE)
     assert not record.holding
 
 
@@ -44,11 +44,11 @@ def test_calls_that_are_forgotten_are_not_known_for_good() -> None:
     record = Record()
     record.forget_calls()
     calls = Record(record.memory).calls()
-    assert not record.calls_known
+    assert not record.calls().followed
     assert calls.under_way
     assert not calls.followed
-    record.clear()
-    assert record.calls_known
+    record.memory[:] = bytes(Record.SIZE)
+    assert record.calls().followed
 
 
 def test_memory_of_another_size_is_refused() -> None:

@@ -35,9 +35,7 @@ def test_clients_are_served_in_the_order_in_which_they_joined() -> None:
 def test_a_full_queue_refuses_but_an_idle_worker_never_does() -> None:
     it = ready_pool(1, max_clients=1)
     assert it.join(1, 2.0) == [Lease(1, 1)]
-    assert it.has_room("")
     assert it.join(2, 2.0) == []
-    assert not it.has_room("")
     assert it.join(3, 2.0) == [Refuse(3, Reason.QUEUE_FULL)]
     nobody_may_wait = ready_pool(1, max_clients=0)
     assert nobody_may_wait.join(1, 2.0) == [Lease(1, 1)]

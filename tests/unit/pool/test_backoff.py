@@ -59,7 +59,6 @@ def test_clients_are_told_when_no_office_could_be_started_for_long() -> None:
     assert refused == [Refuse(1, Reason.NO_OFFICE)]
     assert START_ERROR_AFTER <= told < 3 * START_ERROR_AFTER
     assert it.start_error == "no office"
-    assert not it.has_room("")
     assert it.join(2, now) == [Refuse(2, Reason.NO_OFFICE)]
     it.ready(1, now)
     assert it.start_error == ""

@@ -55,7 +55,6 @@ def cost_of_each_event(it: Pool) -> int:
         lambda: it.join(new, now, "host"),
         lambda: it.inspect(number, client, now),
         lambda: it.release(number, client, now),
-        lambda: it.has_room("host"),
         lambda: it.tick(now),
         lambda: it.lost(last, now, Reason.CRASHED, ""),
         lambda: it.stopped(last, now),
