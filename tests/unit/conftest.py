@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Coroutine tests, and the check that a test leaves nothing behind: no task, no descriptor, no child."""
+"""Support for coroutine tests, and a check that a test leaves no task, descriptor or child process."""
 
 import asyncio
 import inspect
@@ -11,13 +11,13 @@ import pytest
 
 from ooodd.datapath import eager
 
-# Only catches what hangs; nothing here takes a second.
+# This only ends tests that hang: no test here takes long.
 HANG_LIMIT = 60.0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a coroutine test on a loop of its own, of the broker's kind, and see that it leaves no task."""
+    """Run a coroutine test on its own event loop, of the type that the broker uses, and check that no task is left."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
@@ -28,14 +28,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 async def _run(test: Awaitable[None]) -> None:
     await asyncio.wait_for(test, HANG_LIMIT)
-    await asyncio.sleep(0)  # tasks that are done call back once more
+    await asyncio.sleep(0)  # for the callbacks of tasks that are done
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, f"tasks left: {left}"
 
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fail a test that leaves a descriptor or a child."""
+    """Fail a test that leaves a descriptor or a child process."""
     before, children = _descriptors(), _children()
     yield
     assert _descriptors() == before, "descriptors left"
@@ -51,6 +51,6 @@ def _descriptors() -> dict[str, str]:
     for link in Path("/proc/self/fd").iterdir():
         try:
             links[link.name] = str(link.readlink())
-        except FileNotFoundError:  # the descriptor by which the directory was read
+        except FileNotFoundError:  # the descriptor that listed the directory
             continue
     return links

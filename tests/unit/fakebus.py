@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A fake system message bus on a unix socket, for what the real one and systemd never do when asked to.
+"""A fake system message bus on a unix socket, for faults that the real bus and systemd do not show on request.
 
-It authenticates as dbus-daemon does, answers the bus's own calls, and leaves all others to the function it was given.
-A fault is picked by name, for the method whose call is to suffer it:
+It authenticates as dbus-daemon does and answers the calls to the bus itself. A function of the test answers all others.
+A fault applies to the calls of one method. These are the faults:
 
     "no-answer", "close", "half-answer" (and then close), "garbage", or the D-Bus name of an error
 """
@@ -19,19 +19,19 @@ from typing import Any
 import pytest
 from jeepney import HeaderFields, Message, Parser, new_error, new_method_return
 
-# What answers a call: messages in order, the reply among them.
+# A handler returns the messages to send for a call, in order. The reply is one of them.
 Answer = Callable[[Message], Iterable[Message]]
 # A message begins with its byte order, "l" or "B".
 GARBAGE = b"\xff" * 64
 
 
 class FakeBus:
-    """One bus; what was called, and what is to go wrong."""
+    """A bus, a record of the calls, and the faults to show."""
 
     def __init__(self, answer: Answer, path: Path) -> None:
         self.calls: list[str] = []
         self.faults: dict[str, str] = {}
-        # What the authentication is answered, less the end of the line; None for nothing.
+        # The answer to the authentication, without the line end. None: no answer.
         self.welcome: bytes | None = b"OK 0123456789abcdef0123456789abcdef"
         self._answer = answer
         self._path = path
@@ -45,7 +45,7 @@ class FakeBus:
         self.send_raw(self._serialise(*messages))
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes, in one piece, to every client."""
+        """Send data to every client, in one piece."""
         for client in self._clients:
             client.write(data)
 
@@ -59,14 +59,14 @@ class FakeBus:
         self._server = await asyncio.start_unix_server(self.serve, self._path)
 
     def vanish(self) -> None:
-        """Close every connection, and be nowhere until `appear`."""
+        """Close every connection and stop listening until `appear`."""
         assert self._server is not None
         self._server.close()
         self._path.unlink(missing_ok=True)
         self.hang_up()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection's life."""
+        """Serve one connection until it ends."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -103,7 +103,7 @@ class FakeBus:
                     return
 
     def _suffer(self, call: Message, fault: str) -> bytes:
-        """Return what the caller gets."""
+        """Return the messages that answer a call."""
         if fault in ("no-answer", "close"):
             return b""
         if fault == "garbage":
@@ -137,7 +137,7 @@ def reply(call: Message, signature: str | None = None, *body: Any) -> Message:  
 
 @contextlib.asynccontextmanager
 async def fake_bus(answer: Answer = echo) -> AsyncIterator[FakeBus]:
-    """Run a bus that is the system's for as long."""
+    """Run a bus that takes the place of the system bus."""
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         path = Path(directory) / "bus"
         patch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={path}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A fake of systemd's manager on a fake bus: jobs, signals in any order, refusals; and a supervisor of units on it."""
+"""A fake of systemd's manager on a fake bus, with jobs, signals and errors, and a supervisor of units that uses it."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ class FakeManager:
             "Job": (0, "/"),
         }
     )
-    # Properties of a single object instead, by its path.
+    # Properties of a single object, by its path. They override the properties of every unit.
     special: dict[str, dict[str, object]] = field(default_factory=dict)
     # The workers that are loaded, as (unit, ActiveState, SubState).
     loaded: list[tuple[str, str, str]] = field(default_factory=list)
@@ -55,9 +55,9 @@ class FakeManager:
     jobs: list[tuple[str, ...]] = field(default_factory=list)
     # Send the job's end before the reply to the call.
     early: bool = False
-    # What else is sent after the end of a job.
+    # Further messages that are sent after the end of a job.
     after_job: list[Message] = field(default_factory=list)
-    # How many answers to Get it takes until the office ends; never, if 0.
+    # The office ends after this many answers to Get; 0 means never.
     ends_after: int = 0
 
     def answer(self, call: Message) -> Iterable[Message]:
@@ -91,13 +91,13 @@ class FakeManager:
         unit = call.body[0]
         number = len(self.jobs)
         answer = reply(call, "o", job(number))
-        # Another job of the same unit ends at the same time: one that this one has replaced.
+        # Another job of the same unit, which this one has replaced, ends at the same time.
         ends = [job_removed(0, unit, "canceled"), job_removed(number, unit, self.result), *self.after_job]
         return [*ends, answer] if self.early else [answer, *ends]
 
 
 def new_profile(status: int) -> tuple[object, ...]:
-    """ExecStartPre= as a property: command, arguments, times, pid, si_code, status."""
+    """Return ExecStartPre= as a property: command, arguments, times, pid, si_code, status."""
     return ("/usr/lib/ooodd/new-profile", ["new-profile"], False, 1, 1, 1, 1, 99, EXITED, status)
 
 
@@ -121,7 +121,7 @@ def changed(unit: str, interface: str, **values: tuple[str, object]) -> Message:
 def ended(
     unit: str = UNIT, code: int = KILLED, status: int = 9, result: str = "signal", state: str = "failed"
 ) -> list[Message]:
-    """Signals that a main process has ended."""
+    """Return the signals for the end of a main process."""
     facts = {"ExecMainCode": ("i", code), "ExecMainStatus": ("i", status), "Result": ("s", result), "MainPID": ("u", 0)}
     return [changed(unit, "Service", **facts), changed(unit, "Unit", ActiveState=("s", state), SubState=("s", state))]
 
@@ -136,7 +136,7 @@ class World:
     told: list[str | None]
 
     async def settled(self) -> None:
-        """Wait until all that was sent so far has been handled."""
+        """Wait until all messages sent so far have been handled."""
         await self.supervisor._list()
 
     async def back(self) -> None:
@@ -146,7 +146,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(manager: FakeManager | None = None, first_pause: float = 0.0001) -> AsyncIterator[World]:
-    """A supervisor on a fake bus, which is tried again without much pause if it is lost."""
+    """Run a supervisor on a fake bus. After a loss of the bus, it reconnects almost at once."""
     manager = manager or FakeManager()
     async with fake_bus(manager.answer) as bus, contextlib.AsyncExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(units, "_FIRST_PAUSE", first_pause)

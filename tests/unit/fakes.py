@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A fake office and its supervisor, for timing and faults that reality does not repeat.
+"""A fake office and its supervisor, for timing and faults that real offices do not reproduce.
 
-The office listens on a real unix socket and greets like URP's acceptor. To the broker's probe it speaks URP; to a
-client of these tests, which begins with OPENING, it echoes what it gets. A fault is picked by name:
+The office listens on a real unix socket and sends the greeting of a URP acceptor. It answers the broker's probe in
+URP. To a client of these tests, which begins with OPENING, it echoes all data. The name of a fault selects it:
 
-- hang: never says a word. hang-after-session: from the end of its first session on. deaf: greets, and answers nothing.
-- close-early: closes each connection at once. crash-mid-reply: closes a session amid an answer.
-- never-let-go: does not close its end after a session. leaves-document, leaves-frame: has something open after one.
-- rubbish: answers a probe with what is no URP. no-pipe: does not listen at all.
+- hang: sends nothing at all. hang-after-session: hangs from the end of its first session.
+- deaf: sends its greeting and answers nothing. close-early: closes each connection at once.
+- crash-mid-reply: closes a session in the middle of a reply. never-let-go: keeps its connection open after a session.
+- leaves-document, leaves-frame: has a document or a frame open after a session.
+- rubbish: answers a probe with data that is not URP. no-pipe: does not listen.
 """
 
 import asyncio
@@ -28,12 +29,13 @@ from ooodd.systemd.marks import Marks
 from urp_office import BrokeOff, OfficeSide
 
 GREETING = OfficeSide().greeting()
-# What a UNO client begins with: block header, and the five flags of a first message. A release, which nobody answers.
+# The first block of a UNO client: the block header and a message with all five flags. The message is a release, which
+# has no reply.
 OPENING = struct.pack(">IIBB", 9, 1, 0xF8, 0x02) + b"opening"
 
 
 def first_request() -> bytes:
-    """What a client asks first that agrees on nothing before: for StarOffice.ComponentContext. Nothing is cached."""
+    """Return a request for StarOffice.ComponentContext, with nothing cached and no protocol properties negotiated."""
     name, oid, tid = b"com.sun.star.uno.XInterface", b"StarOffice.ComponentContext", b"thread"
     type_ = b"\x96\xff\xff" + bytes([len(name)]) + name
     texts = b"".join(bytes([len(text)]) + text + b"\xff\xff" for text in (oid, tid))
@@ -42,7 +44,7 @@ def first_request() -> bytes:
 
 
 class FakeOffice:
-    """One office: what it heard, and how many clients it had at once, as seen from its side."""
+    """One office. It records what it received, and the most clients that it had at once."""
 
     def __init__(self, path: Path, fault: str = "") -> None:
         self.fault = fault
@@ -60,7 +62,7 @@ class FakeOffice:
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def close(self) -> None:
-        """Die: every client sees its connection end."""
+        """End the office: all its connections are closed."""
         if self._listener.fileno() == -1:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
@@ -96,7 +98,7 @@ class FakeOffice:
         first = await loop.sock_recv(connection, 65536)
         if self.fault == "deaf":
             await asyncio.Event().wait()
-        if first[:8] == OPENING[:8]:  # a block of that size is none of a probe's
+        if first[:8] == OPENING[:8]:  # no block of a probe has that size
             await self._echo(connection, first)
         else:
             await self._be_probed(connection, first)
@@ -114,12 +116,12 @@ class FakeOffice:
 
     async def _echo(self, connection: socket.socket, data: bytes) -> None:
         loop = asyncio.get_running_loop()
-        heard = b""
+        received = b""
         self.sessions.append(b"")
         session = len(self.sessions) - 1
         while data:
-            heard += data
-            self.sessions[session] = heard
+            received += data
+            self.sessions[session] = received
             if self.fault == "crash-mid-reply":
                 await loop.sock_sendall(connection, data[: len(data) // 2])
                 return
@@ -132,7 +134,7 @@ class FakeOffice:
 
 
 class FakeSupervisor:
-    """Starts fake offices. `plan` gives the faults of the offices to come, "" for none, "refuse" for a failed start."""
+    """Starts fake offices. `plan` lists the faults of the next offices: "" for none, "refuse" for a failed start."""
 
     def __init__(self, directory: Path, plan: list[str] | None = None) -> None:
         self.offices: dict[int, FakeOffice] = {}
@@ -169,11 +171,11 @@ class FakeSupervisor:
             await self.offices.pop(number).close()
 
     async def running(self) -> dict[int, Office]:
-        """What still runs, for a second broker."""
+        """Return the offices that still run, for the next broker."""
         return {number: self._handles[number] for number in self.offices}
 
     async def kill(self, number: int, detail: str = "killed by signal 9") -> None:
-        """Let the office die, and tell."""
+        """End the office and report that it was lost."""
         await self.offices.pop(number).close()
         self.lost(number, self._handles[number], Reason.CRASHED, detail)
 
@@ -183,7 +185,7 @@ class FakeSupervisor:
 
 
 class LastingSupervisor:
-    """Starts and stops fake offices by jobs that, like systemd's, go on though whoever asked for them is gone."""
+    """Starts and stops fake offices by jobs. Like jobs of systemd, they go on when the broker that asked has ended."""
 
     def __init__(self, fake: FakeSupervisor) -> None:
         self.fake = fake
@@ -201,7 +203,7 @@ class LastingSupervisor:
         self.lost(number, office, reason, detail)
 
     async def start(self, number: int) -> Office:
-        return await self.fake.start(number)  # which waits for nothing
+        return await self.fake.start(number)  # this never waits
 
     async def stop(self, number: int) -> None:
         job = asyncio.create_task(self.fake.stop(number), name=f"stop job {number}")
@@ -213,7 +215,7 @@ class LastingSupervisor:
         return await self.fake.running()
 
     async def vanish(self, number: int) -> None:
-        """Let an office die while nobody listens."""
+        """End an office without a report."""
         await self.fake.offices.pop(number).close()
 
     async def close(self) -> None:
@@ -222,16 +224,16 @@ class LastingSupervisor:
 
 
 class ListJournal:
-    """Keeps what is logged, and lets a test wait for it."""
+    """Keeps all log messages. A test can wait for one."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Message, dict[str, object]]] = []
-        self._news = asyncio.Event()
+        self._logged = asyncio.Event()
 
     def log(self, message: Message, **fields: object) -> None:
-        message.text.format_map(fields)  # a message with a field missing is a bug
+        message.text.format_map(fields)  # fails if a field is missing
         self.lines.append((message, fields))
-        self._news.set()
+        self._logged.set()
 
     def set_level(self, level: str) -> None:
         self.level = level
@@ -244,13 +246,13 @@ class ListJournal:
 
     async def wait_for(self, message: Message, count: int = 1) -> dict[str, object]:
         while self.count(message) < count:
-            self._news.clear()
-            await self._news.wait()
+            self._logged.clear()
+            await self._logged.wait()
         return [fields for logged, fields in self.lines if logged is message][count - 1]
 
 
 class ListNotifier:
-    """Keeps what the service manager is told."""
+    """Keeps all messages to the service manager."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
@@ -260,7 +262,7 @@ class ListNotifier:
 
 
 class FakeClient:
-    """A client at the broker's port."""
+    """A client of the broker."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.socket()
@@ -278,19 +280,19 @@ class FakeClient:
         await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     async def receive(self, size: int) -> bytes:
-        """Return `size` bytes, or fewer if the other side ends."""
+        """Return `size` bytes, or fewer if the other side closes the connection."""
         data = b""
         while len(data) < size and (more := await asyncio.get_running_loop().sock_recv(self.socket, size - len(data))):
             data += more
         return data
 
     async def open(self) -> bytes:
-        """Begin a session and return the office's first words."""
+        """Begin a session and return the first data from the office."""
         await self.send(OPENING)
         return await self.receive(len(GREETING) + len(OPENING))
 
     async def ended(self) -> bool:
-        """Wait for the end; True, so that it can be asserted."""
+        """Wait for the end of the connection. Return True, for use in an assertion."""
         with contextlib.suppress(ConnectionResetError):
             while await asyncio.get_running_loop().sock_recv(self.socket, 65536):
                 pass
@@ -298,7 +300,7 @@ class FakeClient:
 
 
 class MemoryFdStore:
-    """Keeps duplicates, for a second broker in the same process."""
+    """Keeps duplicates of sockets, for the next broker in the same process."""
 
     def __init__(self, marks: Marks | None = None) -> None:
         self.marks = marks or Marks()
@@ -313,13 +315,13 @@ class MemoryFdStore:
             kept.close()
 
     def take_over(self) -> tuple[Self, dict[str, list[socket.socket]]]:
-        """Return the next broker's store, and what it finds; the sockets are the caller's to close."""
+        """Return the store of the next broker and the kept sockets. The caller has to close the sockets."""
         heir = type(self)(Marks(bytearray(self.marks.memory)))
         heir.kept, self.kept = self.kept, {}
         return heir, {name: [each.dup() for each in kept] for name, kept in heir.kept.items()}
 
     def close(self) -> None:
-        """Keep what is kept, as systemd does."""
+        """Do nothing: the sockets stay in the store, as in systemd's."""
 
     def discard(self) -> None:
         for name in list(self.kept):
@@ -327,13 +329,13 @@ class MemoryFdStore:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let everything else on the loop run until the condition holds; the hang limit ends what never does."""
-    while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+    """Run the event loop until the condition holds. The hang limit ends a test whose condition never holds."""
+    while not condition():  # noqa: ASYNC110 - the condition has no event
         await asyncio.sleep(0)
 
 
 def states(pool: Pool) -> list[State]:
-    """What the workers are doing, by number."""
+    """Return the states of the workers, in the order of their numbers."""
     return [worker.state for worker in pool.workers.values()]
 
 

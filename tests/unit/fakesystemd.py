@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A fake of systemd's fd store, which does with descriptors what the real one was measured to do."""
+"""A fake of systemd's fd store, which handles descriptors as the real one was measured to do."""
 
 import os
 import random
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class FakeSystemd:
-    """A fd store, as a notifier. A broker's death is a call of `pass_on`."""
+    """A notifier with an fd store. A test calls `pass_on` when a broker ends."""
 
     def __init__(self) -> None:
         self.stored: list[tuple[str, int]] = []
@@ -36,7 +36,7 @@ class FakeSystemd:
             self.stored.insert(0, (name, os.dup(fd)))
 
     def pass_on(self) -> dict[int, str]:
-        """Give the next process its descriptors, in an order that means nothing."""
+        """Give the next process its descriptors, in an arbitrary order."""
         return {os.dup(fd): name for name, fd in random.sample(self.stored, len(self.stored))}
 
     def names(self) -> set[str]:

@@ -50,7 +50,7 @@ class Record:
 
 
 class World:
-    """A keeper with what surrounds it."""
+    """A keeper with its fake supervisor and its record."""
 
     def __init__(self, directory: Path, plan: list[str], start_timeout: float, probe_timeout: float) -> None:
         self.supervisor = FakeSupervisor(directory, plan)
@@ -58,7 +58,7 @@ class World:
         self.keeper = Keeper(self.supervisor, self.record, start_timeout, probe_timeout)
 
     async def start(self, number: int = 1) -> None:
-        """Start a worker, and forget that it was told."""
+        """Start a worker, and remove the report of this from the record."""
         self.keeper.start(number)
         await self.record.wait_for(("ready", number))
         self.record.told.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Offices for tests: the handle that ooodd has, a fake process behind it, and what a client does with one."""
+"""Offices for tests: the handle, a fake process for it, and a session of a client."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from fakes import GREETING, OPENING, FakeOffice
 from ooodd.office.office import Office
 
-# Listens as sal does and says so; ends with its standard input.
+# Listens as sal does and prints a line when it is ready. Ends at the end of its standard input.
 _OTHER_PROCESS = """
 import socket, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -38,7 +38,7 @@ def listen(path: Path, backlog: int = 5) -> socket.socket:
 
 @contextlib.contextmanager
 def other_process(path: Path) -> Iterator[int]:
-    """Another process that listens at `path`; yields its id."""
+    """Run another process that listens at `path`, and yield its process id."""
     with subprocess.Popen(
         [sys.executable, "-c", _OTHER_PROCESS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -50,10 +50,10 @@ def other_process(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """Lower the limit to what is open, so that the next socket is one too many."""
+    """Lower the limit of descriptors to the number that is open, so that the next socket fails."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
-        for _ in range(100):  # the gaps between what is open
+        for _ in range(100):  # fills the gaps between the open descriptors
             stack.enter_context(socket.socket())
         least = stack.enter_context(socket.socket()).fileno()
         resource.setrlimit(resource.RLIMIT_NOFILE, (least, before[1]))
@@ -75,7 +75,7 @@ async def fake(directory: Path, fault: str = "") -> AsyncIterator[tuple[Office, 
 
 
 async def be_client(office: Office) -> None:
-    """Have a session with the office."""
+    """Run a session with the office."""
     loop = asyncio.get_running_loop()
     with office.connect() as connection:
         await loop.sock_sendall(connection, OPENING)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A broker, its death or its restart, and the broker that follows it, with fake offices.
+"""A broker that is killed or restarted, and the broker that follows it, with fake offices.
 
-A kill here is as sudden as `kill -9` can be in one process. From one moment on, the dead broker reads, sends and closes
-nothing in the order of a living one, its marks do not change any more, and its descriptors go without a word. What is
-in the store stays open. A kill comes between two turns of the loop, or at any line (`test_kills`).
+A kill here imitates `kill -9` within one process. From the kill on, the dead broker reads and sends nothing, and its
+marks no longer change. Its sockets are closed without a shutdown; those in the fd store stay open. A kill comes
+between two turns of the event loop, or at any line (`test_kills`).
 """
 
 import asyncio
@@ -37,14 +37,14 @@ ONE = "[pool]\nworkers=1"
 TWO = "[pool]\nworkers=2\nmin_workers=2"
 
 
-class PlainKeep:
-    """The store for most tests: what a broker has kept, and its marks as they were when it died."""
+class PlainStorage:
+    """An fd store in memory, for most tests. It passes on the kept sockets, and the marks as they were at the kill."""
 
     def __init__(self) -> None:
         self.store = MemoryFdStore()
 
     def die(self) -> None:
-        """Have what the dead broker does from now on reach nobody."""
+        """Detach the store from the dead broker, so that it can change nothing any more."""
         self._old = self.store
         self.store, self._left = self._old.take_over()
         self.store.marks = Marks(bytearray(self._old.marks.memory))
@@ -57,8 +57,8 @@ class PlainKeep:
         self.store.discard()
 
 
-class SystemdKeep:
-    """The real store, and a systemd whose fd store does what the real one was measured to do."""
+class SystemdStorage:
+    """The real `SystemdFdStore` with a fake systemd that behaves as the real one was measured to behave."""
 
     def __init__(self) -> None:
         self.systemd = FakeSystemd()
@@ -83,14 +83,14 @@ class SystemdKeep:
 
 
 class Machine:
-    """What outlives a broker: the port, the offices, the store. Brokers come, by `begin`, and go."""
+    """What outlives a broker: the listener, the offices and the fd store. `begin` starts the next broker."""
 
-    def __init__(self, config: str, plan: list[str], directory: Path, keep: PlainKeep | SystemdKeep) -> None:
+    def __init__(self, config: str, plan: list[str], directory: Path, storage: PlainStorage | SystemdStorage) -> None:
         self.config = config
         self.listener = listen("127.0.0.1:0")
         self.fake = FakeSupervisor(directory, plan)
         self.supervisor = LastingSupervisor(self.fake)
-        self.keep = keep
+        self.storage = storage
         self.left: dict[str, list[socket.socket]] = {}
         self.journal = ListJournal()
         self._inherited: list[socket.socket] = []
@@ -102,11 +102,13 @@ class Machine:
     async def begin(
         self, config: str | None = None, watch: contextlib.AbstractContextManager[object] | None = None
     ) -> None:
-        """Start a broker, which takes over what there is, watched by somebody."""
+        """Start a broker that takes over what the last one left, inside the context `watch`."""
         self.config = config or self.config
         self.journal = ListJournal()
         running = await self.supervisor.running()
-        self.broker = Broker(parse(self.config, "test"), self.supervisor, self.journal, ListNotifier(), self.keep.store)
+        self.broker = Broker(
+            parse(self.config, "test"), self.supervisor, self.journal, ListNotifier(), self.storage.store
+        )
         self.running: asyncio.Task[None] | None = None
         left, self.left = self.left, {}
         self._inherited = [each for sockets in left.values() for each in sockets]
@@ -129,8 +131,8 @@ class Machine:
         return tenure.worker
 
     def kill(self) -> None:
-        """End the broker's effects at once; `bury` has to follow before the next one begins."""
-        self.keep.die()
+        """Kill the broker. Call `clean_up_after_kill` before the next one begins."""
+        self.storage.die()
         broker, self.supervisor.lost = self.broker, lambda *_: None
         broker._end, broker._serving = End.HAND_OVER, False
         broker._acceptor.accept_from([])
@@ -138,7 +140,7 @@ class Machine:
             asyncio.get_running_loop().remove_reader(broker._hangups._epoll)
         for client in list(broker.driver.clients.values()):
             self._inherited += client.connections
-            if client.connection.fileno() == -1:  # the dead had closed it
+            if client.connection.fileno() == -1:  # the broker had closed it
                 continue
             asyncio.get_running_loop().remove_reader(client.connection)
             if client.tenure is not None:
@@ -148,55 +150,53 @@ class Machine:
         for task in self._dying:
             task.cancel()
 
-    def seize(self, things: Iterable[object]) -> None:
-        """Have `bury` close what the dead had in its hands."""
-        self._inherited += [
-            thing for thing in things if isinstance(thing, socket.socket) and thing is not self.listener
-        ]
+    def note_sockets(self, objects: Iterable[object]) -> None:
+        """Note sockets that the dead broker held, for `clean_up_after_kill` to close."""
+        self._inherited += [each for each in objects if isinstance(each, socket.socket) and each is not self.listener]
 
-    async def bury(self) -> None:
-        """Wait until nothing is left of the dead, and see what it has left."""
+    async def clean_up_after_kill(self) -> None:
+        """Wait for the tasks of the dead broker to end, close its sockets, and take over the fd store."""
         if self._dying:
             await asyncio.wait(self._dying)
         await self.broker._close()
         for each in self._inherited:
             each.close()
-        self.left = self.keep.take_over()
+        self.left = self.storage.take_over()
 
     async def replace(self, config: str | None = None) -> None:
         """Kill the broker and start another."""
         self.kill()
-        await self.bury()
+        await self.clean_up_after_kill()
         await self.begin(config)
 
     async def hand_over(self) -> None:
-        """End the broker as a restart does."""
+        """End the broker as a restart of the service does."""
         assert self.running is not None
         self.broker.end(End.HAND_OVER)
         await self.running
-        self.keep.die()
-        self.left = self.keep.take_over()
+        self.storage.die()
+        self.left = self.storage.take_over()
 
     async def close(self) -> None:
-        """End all, offices too."""
+        """Stop the broker and all offices."""
         self.broker.end(End.STOP)
         if self.running is None:
             await self.broker._close()
         else:
             await self.running
         await self.supervisor.close()
-        assert not self.fake.offices, "offices left"
+        assert not self.fake.offices, "offices are still running"
         self.listener.close()
-        self.keep.close()
+        self.storage.close()
 
 
 @contextlib.asynccontextmanager
 async def machine(
-    config: str = ONE, plan: list[str] | None = None, keep: PlainKeep | SystemdKeep | None = None
+    config: str = ONE, plan: list[str] | None = None, storage: PlainStorage | SystemdStorage | None = None
 ) -> AsyncIterator[Machine]:
-    # A pipe's path has 108 bytes at the most: tmp_path of a long test name may be too long.
+    # A socket path is limited to 108 bytes, and tmp_path of a test with a long name may exceed that.
     with tempfile.TemporaryDirectory() as directory:
-        it = Machine(config, plan or [], Path(directory), keep or PlainKeep())
+        it = Machine(config, plan or [], Path(directory), storage or PlainStorage())
         await it.begin()
         try:
             yield it
@@ -205,13 +205,13 @@ async def machine(
 
 
 async def echoes(client: FakeClient, words: bytes = b"still there") -> bool:
-    """Whether an open session goes on."""
+    """Return whether an open session still echoes."""
     await client.send(words)
     return await client.receive(len(words)) == words
 
 
 async def all_of(client: FakeClient) -> bytes:
-    """Return all that comes until the end, whatever the end is."""
+    """Return all data up to the end of the connection, be it a close or a reset."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while more := await asyncio.get_running_loop().sock_recv(client.socket, 65536):
@@ -219,8 +219,8 @@ async def all_of(client: FakeClient) -> bytes:
     return data
 
 
-async def say(client: FakeClient, data: bytes, chance: random.Random) -> None:
-    """Send it in pieces, and then the end."""
+async def send_in_pieces(client: FakeClient, data: bytes, chance: random.Random) -> None:
+    """Send data in pieces of random size, then half-close the connection."""
     with contextlib.suppress(OSError):
         while data:
             size = chance.choice([1, 10, 100, 1000, 10000])
@@ -231,17 +231,6 @@ async def say(client: FakeClient, data: bytes, chance: random.Random) -> None:
 
 
 async def turns(number: int) -> None:
-    """Let the loop turn so many times."""
+    """Run the event loop for a number of turns."""
     for _ in range(number):
         await asyncio.sleep(0)
-
-
-async def fill(client: FakeClient) -> None:
-    """Send until nobody takes any more."""
-    sent = -1
-    while sent:
-        sent = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sent += client.socket.send(bytes(65536))
-        await turns(20)

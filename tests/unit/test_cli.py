@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command: what it prints, where, and with which exit status."""
+"""The command line: output, output stream and exit status."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ SOURCE = Path(ooodd.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def foreground(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be nobody's service."""
+    """Remove the environment variables that systemd sets for a service."""
     for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY", "OOODD_OFFICE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -63,14 +63,14 @@ def one_line(text: str) -> str:
 # check-config
 
 
-def test_a_good_file_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_file_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ooodd.toml"
     path.write_text("[pool]\nworkers = 4\n")
     assert main(["check-config", str(path)]) == 0
     assert capsys.readouterr() == (f"{path}: ok\n", "")
 
 
-def test_no_file_is_ok_and_said_to_be_absent(
+def test_a_missing_default_file_is_ok_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "absent.toml")
@@ -78,14 +78,16 @@ def test_no_file_is_ok_and_said_to_be_absent(
     assert capsys.readouterr() == (f"{tmp_path}/absent.toml: absent, so all defaults\n", "")
 
 
-def test_a_bad_file_is_one_line_on_stderr_and_status_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_file_gives_one_line_on_stderr_and_status_78(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "ooodd.toml"
     path.write_text("[pool]\nworkers = 0\n")
     assert main(["check-config", str(path)]) == 78
     assert capsys.readouterr() == ("", f"ooodd: {path}: pool.workers: must be at least 1\n")
 
 
-def test_a_named_file_that_is_absent_is_status_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_named_file_gives_status_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-config", str(tmp_path / "absent.toml")]) == 78
     assert one_line(capsys.readouterr().err).startswith(f"ooodd: {tmp_path}/absent.toml: No such file or directory")
 
@@ -94,7 +96,7 @@ def test_a_named_file_that_is_absent_is_status_78(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["stop"], ["drain"], ["reload"]])
-def test_asking_when_nothing_runs_says_what_to_do(
+def test_a_command_without_a_broker_says_what_to_do(
     command: list[str], directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--runtime-directory", str(directory)]) == 1
@@ -116,28 +118,30 @@ def test_status_prints_json_or_a_table(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().out.splitlines()[1:] == ["", "0 waiting", "0 sessions, 0 refused"]
 
 
-def test_stop_tells_what_starts_it_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = answers(monkeypatch)
+def test_stop_says_what_starts_the_service_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = answers(monkeypatch)
     assert main(["stop"]) == 0
-    assert asked == ["stop"]
+    assert commands == ["stop"]
     assert "systemctl stop ooodd.socket" in one_line(capsys.readouterr().out)
 
 
-def test_drain_tells_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = answers(monkeypatch)
+def test_drain_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = answers(monkeypatch)
     assert main(["drain"]) == 0
-    assert asked == ["drain"]
+    assert commands == ["drain"]
     assert "[session] drain_timeout" in one_line(capsys.readouterr().out)
 
 
-def test_reload_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = answers(monkeypatch)
+def test_reload_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = answers(monkeypatch)
     assert main(["reload"]) == 0
-    assert asked == ["reload"]
+    assert commands == ["reload"]
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_reload_that_is_refused_is_one_line_and_status_1(
+def test_a_refused_reload_gives_one_line_and_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers(monkeypatch, AdminError("f: pool.wrokers: unknown key; the configuration before stays in force"))
@@ -148,21 +152,21 @@ def test_a_reload_that_is_refused_is_one_line_and_status_1(
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> list[str]:
-    """Answer every command, and return the list of those that come."""
-    asked: list[str] = []
+    """Answer every command, and return the list that records the commands."""
+    commands: list[str] = []
 
     def ask(_: Path, command: str) -> dict[str, bool]:
-        asked.append(command)
+        commands.append(command)
         if error is not None:
             raise error
         return {"done": True}
 
     monkeypatch.setattr("ooodd.cli.ask", ask)
-    return asked
+    return commands
 
 
-def test_a_reader_that_leaves_is_no_traceback(directory: Path) -> None:
-    # Linux gives a pipe 64 KiB; an answer that doesn't fit meets nobody.
+def test_a_closed_output_pipe_gives_no_traceback(directory: Path) -> None:
+    # A pipe on Linux holds 64 KiB. The rest of this answer is written after the reader has closed the pipe.
     (directory / "sitecustomize.py").write_text(
         "from ooodd.control import client\nclient.ask = lambda *_: {'workers': 'x' * 1_000_000}\n"
     )
@@ -179,7 +183,7 @@ def test_a_reader_that_leaves_is_no_traceback(directory: Path) -> None:
 # run
 
 
-def test_run_with_a_bad_configuration_is_one_line_and_status_78(directory: Path) -> None:
+def test_run_with_an_invalid_configuration_gives_one_line_and_status_78(directory: Path) -> None:
     path = directory / "ooodd.toml"
     path.write_text("[pool]\nwrokers = 4\n")
     result = ooodd_command("run", "--config", path, "--listen", "127.0.0.1:0", "--runtime-directory", directory)
@@ -199,14 +203,14 @@ def test_run_on_a_taken_port_says_what_to_do(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["2002", "localhost", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:x", ":2002"])
-def test_run_on_what_is_no_address_says_what_one_looks_like(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_with_an_invalid_address_shows_the_format(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", os.devnull, "--listen", address]) == 1
     assert one_line(capsys.readouterr().err) == (
         f'ooodd: "{address}" is no address to listen on: give HOST:PORT, e.g. 127.0.0.1:2002'
     )
 
 
-def test_run_where_another_runs_is_refused(directory: Path) -> None:
+def test_run_is_refused_while_another_broker_runs(directory: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(f"{directory}/control")
         other.listen()
@@ -217,7 +221,7 @@ def test_run_where_another_runs_is_refused(directory: Path) -> None:
     assert "another ooodd runs here: stop it, or give another" in one_line(result.stderr)
 
 
-# As a service; what it writes to the journal is lost without one, the exit status is systemd's to act on.
+# As a service. Its log is lost if there is no journal; the exit status is what systemd acts on.
 
 
 def service(directory: Path, text: str, **environment: str) -> int:
@@ -242,7 +246,7 @@ def service(directory: Path, text: str, **environment: str) -> int:
         ).returncode
 
 
-def test_a_service_with_a_bad_configuration_ends_with_78(directory: Path) -> None:
+def test_a_service_with_an_invalid_configuration_ends_with_78(directory: Path) -> None:
     assert service(directory, "[pool]\nwrokers = 4\n") == 78
 
 
@@ -254,11 +258,11 @@ def test_a_service_whose_socket_has_another_name_ends_with_1(directory: Path) ->
     assert service(directory, "", name="metrics") == 1
 
 
-# As a service, in this process, with a fake of all that is systemd's.
+# As a service, in this process, with a fake systemd.
 
 
 class FakeUnits(FakeSupervisor):
-    """Fake offices that are units: they live on when their supervisor is closed, and their service may have a job."""
+    """Fake offices that are units: they go on when their supervisor is closed, and the service can have a job."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -276,7 +280,7 @@ class FakeUnits(FakeSupervisor):
         self.closed += 1
 
     async def end(self) -> None:
-        """Stop what runs, as ooodd-cleanup.service does."""
+        """Stop all running offices, as ooodd-cleanup.service does."""
         for number in list(self.offices):
             await self.stop(number)
 
@@ -287,7 +291,7 @@ class ClosableNotifier(ListNotifier):
 
 
 class Service:
-    """ooodd.service, with what outlives it: the listener, the fd store, the offices."""
+    """ooodd.service, with the listener, the fd store and the offices, which outlive it."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = directory
@@ -315,7 +319,7 @@ class Service:
         options = cli._parser().parse_args(
             ["run", "--config", str(self.configuration), "--runtime-directory", str(self.directory)]
         )
-        self.port.setblocking(False)  # noqa: FBT003 - dup() has made it block
+        self.port.setblocking(False)  # noqa: FBT003 - dup() returns a blocking socket
         return asyncio.create_task(cli._run_as_service(options))
 
     def client(self) -> FakeClient:
@@ -345,7 +349,7 @@ async def echoes(client: FakeClient) -> bool:
     return await client.receive(9) == b"on and on"
 
 
-async def test_a_service_that_is_stopped_waits_for_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_service_waits_for_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()
         async with it.client() as client:
@@ -363,7 +367,7 @@ async def test_a_service_that_is_stopped_waits_for_its_sessions(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("job", [None, "stop", "start", "reload"])
-async def test_every_other_end_drains_as_well(job: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_ends_without_a_restart_drains(job: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()
         await it.journal.wait_for(messages.BROKER_READY)
@@ -374,7 +378,7 @@ async def test_every_other_end_drains_as_well(job: str | None, monkeypatch: pyte
         assert it.journal.count(messages.BROKER_HANDS_OVER) == 0
 
 
-async def test_a_service_that_is_restarted_goes_on_with_sessions_and_who_waits(
+async def test_a_restarted_service_keeps_sessions_and_waiting_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with service_here(monkeypatch) as it:
@@ -406,7 +410,7 @@ async def test_a_service_that_is_restarted_goes_on_with_sessions_and_who_waits(
         assert not it.store.kept
 
 
-async def test_a_restart_with_a_bad_configuration_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_restart_with_an_invalid_configuration_loses_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         it.units.job = "restart"
         running = it.start()
@@ -434,7 +438,9 @@ async def test_a_restart_with_a_bad_configuration_loses_nobody(monkeypatch: pyte
         assert it.journal.count(messages.BROKER_FAILED) == 1
 
 
-async def test_a_broker_that_cannot_start_leaves_the_sessions_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broker_that_cannot_start_leaves_the_sessions_to_the_next_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with service_here(monkeypatch) as it:
         it.configuration.write_text("[pool]\nworkers = 1\n")
         running = it.start()
@@ -460,7 +466,7 @@ async def test_a_broker_that_cannot_start_leaves_the_sessions_to_the_next(monkey
         assert await running == 0
 
 
-async def test_a_broker_that_fails_leaves_the_sessions_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broker_that_fails_leaves_the_sessions_to_the_next_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()
         async with it.client() as client:
@@ -479,7 +485,7 @@ async def test_a_broker_that_fails_leaves_the_sessions_to_the_next(monkeypatch: 
         assert await running == 0
 
 
-async def test_a_second_sigterm_changes_nothing_and_sigint_ends_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_second_sigterm_is_ignored_and_sigint_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()
         async with it.client() as client:
@@ -497,7 +503,7 @@ async def test_a_second_sigterm_changes_nothing_and_sigint_ends_all_at_once(monk
         assert it.journal.count(messages.BROKER_HANDS_OVER) == 0
 
 
-async def test_a_service_is_reloaded_from_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_reloads_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()
         await it.journal.wait_for(messages.BROKER_READY)
@@ -512,7 +518,7 @@ async def test_a_service_is_reloaded_from_its_own_file(monkeypatch: pytest.Monke
         assert await running == 0
 
 
-async def test_a_service_that_nobody_needs_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unused_service_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         it.configuration.write_text('[pool]\nmin_workers = 0\nidle_timeout = "1s"\n')
         running = it.start()
@@ -521,7 +527,7 @@ async def test_a_service_that_nobody_needs_ends_by_itself(monkeypatch: pytest.Mo
         assert not it.units.offices
 
 
-async def test_a_service_that_cannot_go_on_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_fails_logs_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail() -> FakeUnits:
         raise OooddError("no bus", "start it")
 
@@ -531,7 +537,7 @@ async def test_a_service_that_cannot_go_on_says_why(monkeypatch: pytest.MonkeyPa
         assert str((await it.journal.wait_for(messages.BROKER_FAILED))["error"]) == "no bus: start it"
 
 
-async def test_the_bus_that_goes_and_comes_back_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_and_restored_bus_connection_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service_here(monkeypatch) as it:
         running = it.start()
         await it.journal.wait_for(messages.BROKER_READY)
@@ -542,7 +548,7 @@ async def test_the_bus_that_goes_and_comes_back_is_told_of(monkeypatch: pytest.M
         assert await running == 0
 
 
-# In the foreground, nobody restarts it.
+# In the foreground, without a service manager
 
 
 async def test_in_the_foreground_sigterm_drains() -> None:
@@ -570,7 +576,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments", [[], ["start"], ["status", "--xml"], ["run", "extra"], ["check-config", "a", "b"]]
 )
-def test_wrong_usage_is_status_2_on_stderr(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_gives_status_2_and_a_message_on_stderr(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -587,7 +595,7 @@ def test_every_command_has_help_on_stdout(command: list[str], capsys: pytest.Cap
     assert (out.split(":")[0], err) == ("usage", "")
 
 
-def test_help_names_what_is_for_people_and_not_what_is_for_units(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands_for_users_and_not_those_for_units(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
@@ -595,38 +603,36 @@ def test_help_names_what_is_for_people_and_not_what_is_for_units(capsys: pytest.
     assert not {"reload", "explain-socket-failure"} & listed
 
 
-# Where the control socket is
+# The location of the control socket
 
 
-def place(*arguments: str) -> Path:
+def runtime_directory(*arguments: str) -> Path:
     return cli._runtime_directory(cli._parser().parse_args(arguments))
 
 
-def test_the_control_socket_is_where_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_runtime_directory_option_sets_the_control_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/ooodd:/run/ooodd-worker")
-    assert place("run", "--runtime-directory", str(tmp_path)) == tmp_path
+    assert runtime_directory("run", "--runtime-directory", str(tmp_path)) == tmp_path
 
 
-def test_the_control_socket_of_the_service_is_where_systemd_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_uses_the_runtime_directory_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/ooodd:/run/ooodd-worker")
-    assert place("run") == Path("/run/ooodd")
+    assert runtime_directory("run") == Path("/run/ooodd")
 
 
-def test_without_a_service_everybody_has_a_directory_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_service_each_user_has_a_runtime_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path / "absent")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     own = tmp_path / f"ooodd-{os.getuid()}"
-    assert {place("run"), place("status"), place("stop")} == {own}
+    assert {runtime_directory("run"), runtime_directory("status"), runtime_directory("stop")} == {own}
 
 
-def test_status_asks_the_service_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_status_asks_the_service_if_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path)
-    assert place("status") == place("stop") == tmp_path
-    assert place("run") != tmp_path
+    assert runtime_directory("status") == runtime_directory("stop") == tmp_path
+    assert runtime_directory("run") != tmp_path
 
 
-def test_offices_that_no_broker_can_have_started_are_not_taken_over() -> None:
+def test_offices_with_impossible_worker_numbers_are_not_adopted() -> None:
     office = Office("unit", 1, 1, Path("/nowhere"))
     assert cli._ours({0: office, 1: office, 1000: office, 1001: office}) == {1: office, 1000: office}

@@ -41,7 +41,7 @@ def outcome(text: str) -> Config | str:
         return str(error)
 
 
-def test_an_empty_file_is_all_defaults() -> None:
+def test_an_empty_file_gives_all_defaults() -> None:
     parsed = parse("", "ooodd.toml")
     assert parsed == Config()
     assert parsed.pool.workers >= 4
@@ -118,7 +118,7 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
 
 
 @pytest.mark.parametrize("text", ["", ALL_KEYS])
-def test_each_key_is_shown_with_one_type_that_json_has(text: str) -> None:
+def test_each_key_is_shown_with_one_json_type(text: str) -> None:
     shown = parse(text, "ooodd.toml").as_dict()
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
     for section in shown.values():
@@ -195,7 +195,7 @@ def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
         ("[pool]\nstart_timeout = true", 'pool.start_timeout: must be a duration such as "90s", not true'),
         ("[pool]\nstart_timeout = 2026-01-02", 'pool.start_timeout: must be a duration such as "90s", not 2026-01-02'),
         ("[queue]\ntimeout = [1]", 'queue.timeout: must be a duration such as "90s", not [1]'),
-        # No duration.
+        # Not a duration.
         ("[queue]\ntimeout = nan", 'queue.timeout: must be a duration such as "90s", not nan'),
         ("[queue]\ntimeout = inf", 'queue.timeout: must be a duration such as "90s", not inf'),
         ("[queue]\ntimeout = -1", 'queue.timeout: must be a duration such as "90s", not -1'),
@@ -209,7 +209,7 @@ def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
         ("[session]\ntimeout = nan", 'session.timeout: must be a duration such as "90s" or "infinity", not nan'),
         ("[session]\ngrace = -0.1", 'session.grace: must be a duration such as "90s", not -0.1'),
         ("[session]\ngrace = false", 'session.grace: must be a duration such as "90s", not false'),
-        # No size.
+        # Not a size.
         ('[pool]\nmax_memory = "1GB"', 'pool.max_memory: "1GB" is not a size such as "512M" or "1G"'),
         ('[pool]\nmax_memory = "50%"', 'pool.max_memory: "50%" is not a size such as "512M" or "1G"'),
         ("[pool]\nmax_memory = 1e9", 'pool.max_memory: must be a size such as "1G" or "infinity", not 1000000000.0'),
@@ -503,7 +503,7 @@ def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     assert {**shown, "pool": {**shown["pool"], "workers": defaults["pool"]["workers"]}} == defaults
 
 
-def test_an_absent_default_file_is_all_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_default_file_gives_all_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "absent.toml")
     assert load() == Config()
 

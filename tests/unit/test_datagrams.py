@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Datagrams to a receiver that is slow, stuck, absent or new, from a sender that must not wait."""
+"""A sender of datagrams that must not block, and receivers that are slow, stuck, absent or restarted."""
 
 import asyncio
 import errno
@@ -19,7 +19,7 @@ from ooodd.datagrams import Datagrams
 
 
 class Receiver:
-    """A receiver that reads only when a test says so, and a sender to it."""
+    """A receiver that reads only when a test asks it to, and its sender."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +46,7 @@ class Receiver:
         return received
 
     def fill(self) -> int:
-        """Send numbers until one has to wait; return how many were sent or wait."""
+        """Send numbers until one is queued. Return how many were sent or queued."""
         number = 0
         while not self.datagrams.waiting:
             self.datagrams.send(b"%d" % number)
@@ -74,7 +74,7 @@ def test_data_arrives(receiver: Receiver) -> None:
     assert receiver.receive() == "one\ntwo"
 
 
-def test_descriptors_go_along_and_stay_the_callers(receiver: Receiver) -> None:
+def test_descriptors_are_sent_and_stay_open_for_the_caller(receiver: Receiver) -> None:
     pipe = os.pipe()
     receiver.datagrams.send(b"two", pipe)
     data, passed, _, _ = socket.recv_fds(receiver.socket, 4096, 10)
@@ -84,7 +84,7 @@ def test_descriptors_go_along_and_stay_the_callers(receiver: Receiver) -> None:
         os.close(fd)
 
 
-def test_without_a_free_descriptor_data_arrives_all_the_same(receiver: Receiver) -> None:
+def test_data_arrives_without_a_free_descriptor(receiver: Receiver) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
@@ -94,7 +94,7 @@ def test_without_a_free_descriptor_data_arrives_all_the_same(receiver: Receiver)
     assert receiver.receive() == "here"
 
 
-async def test_what_a_slow_receiver_has_no_room_for_comes_later_and_in_order(receiver: Receiver) -> None:
+async def test_a_slow_receiver_gets_queued_data_later_and_in_order(receiver: Receiver) -> None:
     count = receiver.fill()
     ours, theirs = os.pipe()
     kept = os.fstat(ours)
@@ -113,7 +113,7 @@ async def test_what_a_slow_receiver_has_no_room_for_comes_later_and_in_order(rec
     assert receiver.dropped == []
 
 
-def test_without_a_loop_what_waits_goes_out_with_the_next_one(receiver: Receiver) -> None:
+def test_without_a_loop_queued_data_is_sent_with_the_next_datagram(receiver: Receiver) -> None:
     count = receiver.fill()
     assert receiver.receive_all() == numbers(count - 1)
     receiver.datagrams.send(b"next")
@@ -121,7 +121,7 @@ def test_without_a_loop_what_waits_goes_out_with_the_next_one(receiver: Receiver
     assert not receiver.datagrams.waiting
 
 
-async def test_what_waits_since_before_the_loop_goes_out_with_the_loop(receiver: Receiver) -> None:
+async def test_data_queued_before_the_loop_is_sent_by_the_loop(receiver: Receiver) -> None:
     count = await asyncio.to_thread(receiver.fill)  # no loop runs in that thread
     assert receiver.datagrams._watching is None
     receiver.datagrams.send(b"next")
@@ -130,7 +130,7 @@ async def test_what_waits_since_before_the_loop_goes_out_with_the_loop(receiver:
     assert [*received, *receiver.receive_all()] == [*numbers(count), "next"]
 
 
-async def test_a_stuck_receiver_costs_no_time_and_a_bounded_memory(
+async def test_a_stuck_receiver_does_not_block_and_the_queue_is_bounded(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datagrams, "_MAX_WAITING", 10)
@@ -148,7 +148,7 @@ async def test_a_stuck_receiver_costs_no_time_and_a_bounded_memory(
     assert receiver.dropped == [91], "they were reported"
 
 
-def test_without_a_loop_dropped_ones_are_reported_with_the_next_one(
+def test_without_a_loop_drops_are_reported_with_the_next_datagram(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datagrams, "_MAX_WAITING", 1)
@@ -162,7 +162,7 @@ def test_without_a_loop_dropped_ones_are_reported_with_the_next_one(
 
 
 @pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
-async def test_a_kernel_that_has_no_memory_is_tried_again(
+async def test_a_send_is_retried_if_the_kernel_has_no_memory(
     number: int, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datagrams, "_RETRY_INTERVAL", 0.0)
@@ -174,14 +174,14 @@ async def test_a_kernel_that_has_no_memory_is_tried_again(
     assert receiver.receive() == "data"
 
 
-def test_what_can_never_be_sent_is_dropped_and_does_not_hold_up_the_others(receiver: Receiver) -> None:
+def test_an_unsendable_datagram_is_dropped_and_does_not_delay_others(receiver: Receiver) -> None:
     receiver.datagrams.send(bytes(16 << 20))  # EMSGSIZE
     receiver.datagrams.send(b"next")
     assert receiver.receive() == "next"
     assert receiver.dropped == [1]
 
 
-def test_a_queued_one_whose_descriptors_can_not_be_kept_is_dropped(receiver: Receiver) -> None:
+def test_a_queued_datagram_is_dropped_if_its_descriptors_cannot_be_duplicated(receiver: Receiver) -> None:
     receiver.fill()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     ours, theirs = os.pipe()
@@ -197,7 +197,7 @@ def test_a_queued_one_whose_descriptors_can_not_be_kept_is_dropped(receiver: Rec
     assert receiver.dropped == [1]
 
 
-def test_a_receiver_with_a_new_socket_is_found_again(receiver: Receiver) -> None:
+def test_a_receiver_with_a_new_socket_gets_data(receiver: Receiver) -> None:
     receiver.vanish()
     receiver.datagrams.send(b"while it was away")
     assert receiver.datagrams.waiting == 1
@@ -206,7 +206,7 @@ def test_a_receiver_with_a_new_socket_is_found_again(receiver: Receiver) -> None
     assert receiver.receive_all() == ["while it was away", "here again"]
 
 
-async def test_a_receiver_with_a_new_socket_gets_what_waits_by_the_loop(
+async def test_a_receiver_with_a_new_socket_gets_queued_data_from_the_loop(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datagrams, "_RETRY_INTERVAL", 0.0)
@@ -219,7 +219,7 @@ async def test_a_receiver_with_a_new_socket_gets_what_waits_by_the_loop(
     assert receiver.receive() == "while it was away"
 
 
-async def test_a_full_receiver_that_is_replaced_gets_what_waited_for_it(receiver: Receiver) -> None:
+async def test_queued_data_goes_to_the_replacement_of_a_full_receiver(receiver: Receiver) -> None:
     count = receiver.fill()
     receiver.vanish()
     receiver.open()
@@ -227,7 +227,7 @@ async def test_a_full_receiver_that_is_replaced_gets_what_waited_for_it(receiver
     assert receiver.receive_all() == [str(count - 1)]
 
 
-def test_a_receiver_that_comes_after_the_sender_gets_all(tmp_path: Path) -> None:
+def test_a_receiver_that_starts_after_the_sender_gets_all_data(tmp_path: Path) -> None:
     sender = Datagrams(str(tmp_path / "late"))
     sender.send(b"early")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as late:
@@ -237,7 +237,7 @@ def test_a_receiver_that_comes_after_the_sender_gets_all(tmp_path: Path) -> None
     sender.close()
 
 
-def test_close_sends_what_waits(receiver: Receiver) -> None:
+def test_close_sends_queued_data(receiver: Receiver) -> None:
     count = receiver.fill()
     received: list[str] = []
     reader = threading.Thread(target=lambda: received.extend(receiver.receive() for _ in range(count)))
@@ -262,14 +262,14 @@ def test_close_does_not_wait_long_for_a_stuck_receiver(receiver: Receiver, monke
     assert not receiver.datagrams.waiting
 
 
-def test_close_does_not_wait_for_a_receiver_that_is_not_there(tmp_path: Path) -> None:
+def test_close_does_not_wait_for_an_absent_receiver(tmp_path: Path) -> None:
     sender = Datagrams(str(tmp_path / "absent"))
     sender.send(b"data")
     sender.close()
     sender.close()
 
 
-async def test_close_leaves_nothing_on_the_loop(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_removes_all_callbacks_from_the_loop(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datagrams, "_FLUSH_TIMEOUT", 0.0)
     receiver.fill()
     descriptor = receiver.datagrams._socket.fileno()

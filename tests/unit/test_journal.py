@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Lines for journald: their fields, and a journald that is stuck."""
+"""Log entries for journald: their fields, and a journald that is stuck."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ LINE = Message("0123456789abcdef0123456789abcdef", Priority.NOTICE, "worker {wor
 
 
 class Journald:
-    """A journald that reads only when a test says so."""
+    """A journald that reads only when a test asks it to."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -32,7 +32,7 @@ class Journald:
         return parse(self.socket.recv(1 << 20))
 
     def read_all(self) -> list[str]:
-        """Return the messages of all entries that have come."""
+        """Return the messages of all received entries."""
         lines = []
         try:
             while True:
@@ -85,7 +85,7 @@ def test_an_entry_has_the_message_its_id_and_the_fields_of_ooodd(journald: Journ
     ["two\nlines", "\n", "=", "", "\0", "\u00e4\u20ac", "MESSAGE=x\nPRIORITY=0", "x" * 50_000],
     ids=itertools.count(),
 )
-def test_any_text_arrives_as_it_is(detail: str, journald: Journald) -> None:
+def test_any_text_arrives_unchanged(detail: str, journald: Journald) -> None:
     journald.journal.log(LINE, worker=detail, detail=detail)
     entry = journald.read()
     assert entry["MESSAGE"] == f"worker {detail}: {detail}"
@@ -93,12 +93,12 @@ def test_any_text_arrives_as_it_is(detail: str, journald: Journald) -> None:
     assert entry["PRIORITY"] == "5"
 
 
-def test_text_that_is_no_utf8_is_escaped(journald: Journald) -> None:
+def test_text_that_is_not_utf_8_is_escaped(journald: Journald) -> None:
     journald.journal.log(LINE, worker=1, detail="file \udcff")
     assert journald.read()["MESSAGE"] == "worker 1: file \\udcff"
 
 
-def test_the_level_decides_what_is_sent(journald: Journald) -> None:
+def test_the_level_selects_the_entries_that_are_sent(journald: Journald) -> None:
     debug = Message("0" * 32, Priority.DEBUG, "debug")
     journald.journal.log(debug)
     journald.journal.set_level("detail")
@@ -109,7 +109,7 @@ def test_the_level_decides_what_is_sent(journald: Journald) -> None:
 
 
 def fill(journald: Journald) -> int:
-    """Log until a line has to wait, and return how many were logged."""
+    """Log until an entry is queued, and return how many were logged."""
     count = 0
     while not journald.journal._datagrams.waiting:
         journald.journal.log(LINE, worker=1, detail=count)
@@ -117,7 +117,7 @@ def fill(journald: Journald) -> int:
     return count
 
 
-async def test_a_stuck_journald_holds_up_nobody_and_gets_the_lines_later(journald: Journald) -> None:
+async def test_a_stuck_journald_does_not_block_and_gets_the_entries_later(journald: Journald) -> None:
     count = fill(journald)
     for number in range(count, count + 100):
         journald.journal.log(LINE, worker=1, detail=number)
@@ -129,7 +129,7 @@ async def test_a_stuck_journald_holds_up_nobody_and_gets_the_lines_later(journal
     assert lines == [f"worker 1: {number}" for number in range(count + 100)]
 
 
-async def test_lost_lines_are_counted_and_told_once_journald_works_again(
+async def test_lost_entries_are_counted_and_reported_when_journald_works_again(
     journald: Journald, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datagrams, "_MAX_WAITING", 5)
@@ -144,7 +144,7 @@ async def test_lost_lines_are_counted_and_told_once_journald_works_again(
     assert lines == [*expected, "96 lines lost while journald did not accept any", "worker 1: again"]
 
 
-def test_lost_lines_are_told_as_a_warning(journald: Journald, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_entries_are_reported_as_a_warning(journald: Journald, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datagrams, "_MAX_WAITING", 1)
     journald.journal.set_level("serious")
     warning = Message("0" * 32, Priority.WARNING, "warning")
@@ -165,11 +165,11 @@ def test_without_journald_nothing_fails(tmp_path: Path) -> None:
 
 
 class FullStream(io.StringIO):
-    """A place that takes no more."""
+    """A stream that cannot be written to."""
 
     def write(self, _: str) -> int:
         raise OSError(28, "No space left on device")
 
 
-def test_a_line_that_can_not_be_written_disturbs_nobody() -> None:
+def test_a_line_that_cannot_be_written_raises_nothing() -> None:
     StreamJournal("info", FullStream()).log(messages.BUS_BACK)

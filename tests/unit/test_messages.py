@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The journal's lines: ids, that each sender gives what its text names, and that the catalog explains each one."""
+"""Log messages: their ids, the fields that each sender passes, and their entries in the catalog."""
 
 import ast
 import io
@@ -20,21 +20,21 @@ from ooodd.messages import LEVELS, Message, Priority
 SOURCE = Path(ooodd.__file__).parent
 CATALOG = Path(__file__).parents[2] / "systemd" / "ooodd.catalog"
 NAMES = {name: value for name, value in vars(messages).items() if isinstance(value, Message)}
-# What ooodd.journal makes fields of.
+# Variables of the catalog, and the fields of messages that ooodd.journal turns into them.
 VARIABLES = {"@OOODD_WORKER@": "worker", "@OOODD_CLIENT@": "client", "@OOODD_SESSION@": "session"}
-# Sent by way of a variable: the reasons for which a worker is stopped.
+# Sent through a variable: the reasons to stop a worker.
 INDIRECT = {f"WORKER_{reason}": {"worker", "detail"} for reason in ("CRASHED", "HUNG", "DIRTY", "RECYCLED")}
 
 
 def senders() -> Iterator[tuple[str, set[str]]]:
-    """Yield each message that is sent somewhere in the source, with the fields that it is given there."""
+    """Yield each message that the source sends, with the fields that it passes."""
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
                 first = node.args[0]
                 if node.func.attr == "log" and isinstance(first, ast.Attribute):
                     fields = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
-                    # What socket_failure() returns.
+                    # The result of socket_failure().
                     yield first.attr, fields or {"result", "what"}
     yield from INDIRECT.items()
 
@@ -57,11 +57,11 @@ def entries() -> dict[str, tuple[dict[str, str], str]]:
 # Messages
 
 
-def test_each_id_is_its_own_and_128_bits_in_hex() -> None:
+def test_each_id_is_unique_and_128_bits_in_hex() -> None:
     identifiers = [message.id for message in NAMES.values()]
     assert len(set(identifiers)) == len(identifiers)
     assert all(re.fullmatch(r"[0-9a-f]{32}", identifier) for identifier in identifiers)
-    # sd_id128_randomize(3): a random one, version 4 of variant 1.
+    # sd_id128_randomize(3): a random UUID, version 4 of variant 1.
     assert all(identifier[12] == "4" and identifier[16] in "89ab" for identifier in identifiers)
 
 
@@ -77,7 +77,7 @@ def test_each_message_is_sent_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("name", "given"), senders())
-def test_each_sender_gives_what_the_text_names(name: str, given: set[str]) -> None:
+def test_each_sender_passes_the_fields_of_the_text(name: str, given: set[str]) -> None:
     assert fields_of(NAMES[name]) <= given
 
 
@@ -86,7 +86,7 @@ def test_each_level_has_its_priority() -> None:
 
 
 @pytest.mark.parametrize(("level", "lines"), [("serious", 2), ("info", 4), ("detail", 5)])
-def test_a_level_lets_through_what_is_as_serious_or_more(level: str, lines: int) -> None:
+def test_a_level_logs_messages_of_its_priority_or_higher(level: str, lines: int) -> None:
     stream = io.StringIO()
     journal = StreamJournal(level, stream)
     for priority in Priority:
@@ -94,7 +94,7 @@ def test_a_level_lets_through_what_is_as_serious_or_more(level: str, lines: int)
     assert stream.getvalue().splitlines() == [f"ooodd: {priority} of 1" for priority in list(Priority)[:lines]]
 
 
-def test_a_journal_goes_by_another_level_when_it_is_told() -> None:
+def test_the_level_of_a_journal_can_be_changed() -> None:
     stream = io.StringIO()
     journal = StreamJournal("serious", stream)
     line = Message("0" * 32, Priority.INFO, "{what}")
@@ -107,12 +107,12 @@ def test_a_journal_goes_by_another_level_when_it_is_told() -> None:
 # The catalog
 
 
-def test_each_message_has_an_entry_and_no_entry_is_without_one() -> None:
+def test_each_message_has_an_entry_and_each_entry_has_a_message() -> None:
     assert set(entries()) == {message.id for message in NAMES.values()}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_entry_says_what_it_is_and_what_to_do(name: str) -> None:
+def test_each_entry_explains_the_message_and_what_to_do(name: str) -> None:
     headers, text = entries()[NAMES[name].id]
     assert set(headers) == {"Subject", "Defined-By", "Documentation"}
     assert headers["Defined-By"] == "ooodd"
@@ -125,13 +125,13 @@ def test_each_entry_says_what_it_is_and_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "given"), senders())
-def test_each_entry_uses_fields_that_its_senders_give(name: str, given: set[str]) -> None:
+def test_each_entry_uses_only_fields_that_its_senders_pass(name: str, given: set[str]) -> None:
     headers, text = entries()[NAMES[name].id]
     variables = re.findall(r"@[A-Z_]+@", headers["Subject"] + text)
     assert {VARIABLES[variable] for variable in variables} <= given
 
 
-def test_systemd_takes_the_catalog(tmp_path: Path) -> None:
+def test_systemd_accepts_the_catalog(tmp_path: Path) -> None:
     directory = tmp_path / "usr" / "lib" / "systemd" / "catalog"
     directory.mkdir(parents=True)
     shutil.copy(CATALOG, directory)

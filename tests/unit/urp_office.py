@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""An office's side of a probe's conversation: what LibreOffice sends, byte for byte, and when it breaks off.
+"""The office side of a probe: the bytes that LibreOffice sends, and when it closes the connection.
 
-It shares no code with ooodd, for it is there to disagree. It knows only the requests that a probe has to make, and is
-as strict as LibreOffice: it refuses an object that it hasn't handed out, or not as that interface. What it sends is
-made as LibreOffice makes it: numbers for types and ids that it has sent before, and nothing that is as it was before.
+It shares no code with ooodd, so that it does not repeat errors of ooodd. It knows only the requests that a probe makes.
+It is as strict as LibreOffice: it refuses an object or an interface that it has not given to the client. It encodes its
+messages as LibreOffice does: types and ids that it sent before are numbers, and unchanged fields are left out.
 """
 
 import struct
@@ -24,30 +24,30 @@ ENUMERATION = "com.sun.star.container.XEnumeration"
 COMPONENT = "com.sun.star.lang.XComponent"
 THE_DESKTOP = "/singletons/com.sun.star.frame.theDesktop"
 
-# What may be asked of which object, as far as queryInterface goes.
+# The interfaces of each object, for queryInterface.
 INTERFACES = {"context": {XINTERFACE, CONTEXT}, "desktop": {XINTERFACE, DESKTOP, SUPPLIER}}
 INITIAL = "StarOffice.ComponentContext"
 INTERFACE_CLASS = 22
 EXCEPTION_CLASS = 19
 
 
-class BrokeOff(Exception):  # noqa: N818 - it is what happens
-    """A real office would have closed the connection here, without a word."""
+class BrokeOff(Exception):  # noqa: N818 - it names the event
+    """A real office would have closed the connection here, without an answer."""
 
 
 class OfficeSide:
-    """One conversation with an office in which so many documents and frames are open. It speaks first: `greeting`."""
+    """One connection to an office with a number of open documents and frames. It sends `greeting` first."""
 
     def __init__(self, components: int = 0, frames: int = 0, current: bool = False) -> None:  # noqa: FBT001, FBT002
         self.components = components
         self.frames = frames
         self.current = current
-        # Hangs like an office whose SolarMutex is never given back: set this, and nothing of the Desktop is answered.
+        # If set, calls to the Desktop get no answer, as in an office whose SolarMutex is never released.
         self.hung = False
-        # Every request as (interface, function), for tests that want to see what was asked.
+        # Every request as (interface, function), for the assertions of tests.
         self.asked: list[tuple[str, int]] = []
         self._received = b""
-        # What is to be answered by the client, then None: everything is agreed on.
+        # The request that the client has to answer. None when the protocol properties are agreed.
         self._expected: str | None = "requestChange"
         self._out = _Out()
         self._known: dict[str, set[str]] = {}
@@ -55,7 +55,7 @@ class OfficeSide:
         self._enumerated = 0
 
     def greeting(self) -> bytes:
-        """Return what the office says as soon as there is a connection."""
+        """Return the data that the office sends when a client has connected."""
         return self._out.block(
             b"\xf8\x04",
             self._out.type(INTERFACE_CLASS, BRIDGE_PROPERTIES),
@@ -65,7 +65,7 @@ class OfficeSide:
         )
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes of the client, return the answers. Raises `BrokeOff`."""
+        """Take data from the client and return the answers. Raises `BrokeOff`."""
         self._received += data
         answers = b""
         while len(self._received) >= 8:
@@ -178,7 +178,7 @@ class OfficeSide:
 
 
 class _In:
-    """The content of a block that a probe has sent."""
+    """Reads the content of a block that a probe has sent."""
 
     def __init__(self, content: bytes) -> None:
         self._rest = content
@@ -225,7 +225,7 @@ class _In:
 
 
 class _Out:
-    """What an office sends, with what it remembers to have sent."""
+    """Writes the messages of an office, with the caches of what it has sent."""
 
     def __init__(self) -> None:
         self._types: dict[str, int] = {}

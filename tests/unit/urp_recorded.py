@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What real offices and clients of LibreOffice 7.4 have sent, block by block."""
+"""Recorded data of real offices and clients of LibreOffice 7.4, block by block."""
 
-# An office to two probes; TID is where the probe's own thread id came back.
+# An office to two probes. TID stands for the thread id of the probe, which the office sends back.
 TID = b"0123456789abcdef"
 GREETING = (
     b"\0\0\0e\0\0\0\1\xf8\4\x96\0\0'com.sun.star.bridge.XProtocolProperties\x15UrpProtocolProperties\0\0"
@@ -41,7 +41,7 @@ HIDDEN_AND_VISIBLE = [
     b"\0\0\0\2\0\0\0\1\x80\0",
 ]
 
-# What a client sends up to its first request. pyuno and C++ are the same library; their thread ids are random.
+# The data of a client up to its first request. pyuno and C++ are the same library; their thread ids are random.
 CLIENT_TID = b"\x14]J\0\0N\xd0\xaan\xf2\xc0E\x84\x9e\7\x18\xc9\xfd\x14\xea."
 JAVA_TID = b"-java:7a81197d:1a2123b9224:-7fffffffffffffff:"
 PYUNO = [
@@ -63,5 +63,5 @@ JAVA = [
     + JAVA_TID
     + b"1\0\1\0\xff\xff\x16\0\1",
 ]
-# An older library, which agrees on nothing first and so sends no context.
+# An older library, which negotiates no protocol properties and so sends no context.
 OLD = [b"\0\0\0\x59\0\0\0\1" + PYUNO[2][8:-6] + PYUNO[2][-3:]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A running broker with fake offices, for tests of what clients, commands and faults do to it."""
+"""A running broker with fake offices, for tests with clients, commands and faults."""
 
 import asyncio
 import contextlib
@@ -14,20 +14,20 @@ from ooodd.systemd.fdstore import NoFdStore
 from ooodd.systemd.listeners import listen
 
 HELLO = GREETING + OPENING
-# A call that wants a reply, and which the fake office's echo doesn't answer as one.
+# A call that needs a reply. The fake office echoes it, and the echo is no valid reply.
 CALL = OPENING[:9] + b"\x03" + OPENING[10:]
-# A real client's first request, with no agreement on the protocol's properties before it.
+# The first request of a real client that does not negotiate protocol properties first.
 QUERY = first_request()
 
 
 async def asks(client: FakeClient) -> bytes:
-    """Ask for the office's context as a client does, and return all that comes."""
+    """Request the office's component context as a client does, and return all data up to the end."""
     await client.send(QUERY)
     return await client.receive(1 << 20)
 
 
 class World:
-    """A running broker with what surrounds it."""
+    """A running broker with its listener, its fake supervisor, its journal and its notifier."""
 
     def __init__(self, config: str, plan: list[str], directory: Path, *, ends_unused: bool) -> None:
         self.listener = listen("127.0.0.1:0")
@@ -49,7 +49,7 @@ class World:
 async def world(
     config: str = "[pool]\nworkers=1", plan: list[str] | None = None, *, ends_unused: bool = False
 ) -> AsyncIterator[World]:
-    # A pipe's path has 108 bytes at the most: tmp_path of a long test name may be too long.
+    # A socket path is limited to 108 bytes, and tmp_path of a test with a long name may exceed that.
     with tempfile.TemporaryDirectory() as directory:
         it = World(config, plan or [], Path(directory), ends_unused=ends_unused)
         try:
@@ -57,5 +57,5 @@ async def world(
         finally:
             it.broker.end(End.STOP)
             await it.running
-            assert not it.supervisor.offices, "offices left"
+            assert not it.supervisor.offices, "offices are still running"
             it.listener.close()

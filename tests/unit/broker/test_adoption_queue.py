@@ -19,7 +19,7 @@ from ooodd.systemd.marks import Marks
 from succession import HELLO, ONE, Machine, echoes, machine, turns
 
 
-async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None:
+async def test_waiting_clients_keep_their_places_and_their_unread_data() -> None:
     served: list[int] = []
     async with machine() as it:
         await settled(it.broker.pool, State.IDLE)
@@ -50,33 +50,33 @@ async def test_waiting_clients_keep_their_places_and_their_first_bytes() -> None
         assert it.broker.pool.totals.refused == 0
 
 
-async def test_who_left_the_queue_while_no_broker_ran_is_dropped() -> None:
+async def test_a_client_that_left_the_queue_while_no_broker_ran_is_dropped() -> None:
     async with machine() as it, it.client() as busy:
         await busy.open()
         async with it.client() as waiting:
             await waiting.send(OPENING)
             await until(lambda: it.broker.pool.queue)
             it.kill()
-            await it.bury()
+            await it.clean_up_after_kill()
         await it.begin()
         await it.journal.wait_for(messages.CLIENT_LEFT)
         assert not it.broker.pool.queue
         assert await echoes(busy)
 
 
-async def test_a_client_that_was_just_accepted_is_kept_or_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_was_just_accepted_is_kept_or_reported_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     async with machine(ONE) as it, it.client() as client:
         with monkeypatch.context() as patch:
             patch.setattr(Session, "_join", lambda *_: it.kill())
             await client.send(OPENING)
             await until(lambda: it._dying)
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.begin()
         assert await client.ended()
         name = "{}:{}".format(*client.socket.getsockname())
         assert await it.journal.wait_for(messages.CLIENT_LOST) == {"session": 1, "client": name}
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.begin()
         assert it.journal.count(messages.CLIENT_LOST) == 0
 
@@ -86,18 +86,18 @@ async def test_silent_clients_are_closed() -> None:
         await half.send(OPENING[:5])
         await until(lambda: len(it.broker.driver.clients) == 2)
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         assert await silent.ended()
         assert await half.ended()
         assert it.left == {}
         await it.begin()
 
 
-async def test_who_connects_while_no_broker_runs_is_served() -> None:
+async def test_a_client_that_connects_while_no_broker_runs_is_served() -> None:
     async with machine() as it:
         await settled(it.broker.pool, State.IDLE)
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         async with it.client() as client:
             await client.send(OPENING)
             await it.begin()
@@ -116,21 +116,21 @@ async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monk
         assert "waits for itself" in str(refused["text"])
 
 
-def an_hour_earlier(it: Machine, session: int) -> None:
-    """Have a client that a broker left be an hour older."""
+def make_an_hour_older(it: Machine, session: int) -> None:
+    """Make a client in the fd store one hour older."""
     for name in [name for name in it.left if name.split("-")[1] == str(session)]:
         start, since = name.rsplit("-", 1)
         it.left[f"{start}-{int(since) - 3_600_000_000}"] = it.left.pop(name)
 
 
-async def test_the_time_to_wait_does_not_begin_anew() -> None:
+async def test_the_queue_timeout_does_not_restart() -> None:
     async with machine(f'{ONE}\n[queue]\ntimeout="1h"') as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)
         await until(lambda: len(it.broker.pool.queue) == 1)
         it.kill()
-        await it.bury()
-        an_hour_earlier(it, 2)
+        await it.clean_up_after_kill()
+        make_an_hour_older(it, 2)
         await it.begin()
         refused = await it.journal.wait_for(messages.CLIENT_REFUSED)
         assert "[queue] timeout" in str(refused["text"])
@@ -138,12 +138,12 @@ async def test_the_time_to_wait_does_not_begin_anew() -> None:
         assert await echoes(busy)
 
 
-async def test_the_time_of_a_session_does_not_begin_anew() -> None:
+async def test_the_session_timeout_does_not_restart() -> None:
     async with machine(f'{ONE}\n[session]\ntimeout="1h"') as it, it.client() as client:
         await client.open()
         it.kill()
-        await it.bury()
-        an_hour_earlier(it, 1)
+        await it.clean_up_after_kill()
+        make_an_hour_older(it, 1)
         await it.begin()
         assert await client.ended()
         end = await it.journal.wait_for(messages.SESSION_END)
@@ -151,7 +151,7 @@ async def test_the_time_of_a_session_does_not_begin_anew() -> None:
         assert float(str(end["seconds"])) >= 3600
 
 
-async def test_a_session_of_a_client_that_was_queued_is_found_once() -> None:
+async def test_the_session_of_a_client_that_was_queued_is_adopted_once() -> None:
     async with machine() as it:
         async with it.client() as busy:
             await busy.open()
@@ -160,7 +160,7 @@ async def test_a_session_of_a_client_that_was_queued_is_found_once() -> None:
             await until(lambda: it.broker.pool.queue)
         assert await waiting.receive(len(HELLO)) == HELLO
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         assert sorted(name.split("-")[0] for name in it.left) == ["client", "office"]
         await it.begin()
         assert not it.broker.pool.queue
@@ -169,22 +169,22 @@ async def test_a_session_of_a_client_that_was_queued_is_found_once() -> None:
         waiting.socket.close()
 
 
-async def test_what_is_no_client_is_closed_and_dropped() -> None:
+async def test_a_stored_socket_that_is_no_client_is_closed_and_dropped() -> None:
     async with machine() as it, it.client() as client:
         await client.open()
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         ours, theirs = socket.socketpair()
         it.left["unknown-9"] = [ours]
         it.left["office-9-1-0"] = [ours.dup(), ours.dup()]
-        it.left["client-10-0"] = [ours.dup()]  # an end like that of a connection to an office
+        it.left["client-10-0"] = [ours.dup()]  # a socket like a connection to an office
         await it.begin()
         assert theirs.recv(1) == b""
         theirs.close()
         assert await echoes(client)
 
 
-async def test_the_queue_keeps_the_order_of_joining_and_not_of_numbers() -> None:
+async def test_the_queue_is_in_the_order_of_joining_and_not_of_session_numbers() -> None:
     async with machine() as it, it.client() as busy, it.client() as late, it.client() as early:
         await settled(it.broker.pool, State.IDLE)
         await busy.open()
@@ -198,11 +198,11 @@ async def test_the_queue_keeps_the_order_of_joining_and_not_of_numbers() -> None
         assert list(it.broker.pool.queue) == order
 
 
-# Another version
+# State that another version left
 
 
-def as_version_2(it: Machine) -> None:
-    """Give what a broker left the names that version 0.2 gave."""
+def rename_as_version_0_2(it: Machine) -> None:
+    """Rename the stored sockets as version 0.2 named them."""
     kinds = {"client": "waiting", "office": "session"}
     left, it.left = it.left, {}
     for name, sockets in left.items():
@@ -210,15 +210,15 @@ def as_version_2(it: Machine) -> None:
         it.left["-".join([kinds[kind], *numbers, f"{int(since) // 1000}/17/18"])] = sockets
 
 
-async def test_sessions_and_queued_clients_of_version_0_2_go_on() -> None:
+async def test_sessions_and_queued_clients_of_version_0_2_continue() -> None:
     async with machine() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)
         await until(lambda: it.broker.pool.queue)
         it.kill()
-        await it.bury()
-        as_version_2(it)
-        slot = it.keep.store.marks.slot(1)
+        await it.clean_up_after_kill()
+        rename_as_version_0_2(it)
+        slot = it.storage.store.marks.slot(1)
         slot.begun, slot.begun_by_2 = False, True
         await it.begin()
         assert await echoes(busy)
@@ -228,26 +228,26 @@ async def test_sessions_and_queued_clients_of_version_0_2_go_on() -> None:
         assert await waiting.receive(len(HELLO)) == HELLO
 
 
-async def test_a_session_of_which_version_0_2_held_bytes_is_ended() -> None:
+async def test_a_session_with_data_held_by_version_0_2_is_ended() -> None:
     async with machine() as it, it.client() as client:
         await client.open()
         it.kill()
-        await it.bury()
-        as_version_2(it)
-        it.keep.store.marks.slot(1).held_by_2 = True
+        await it.clean_up_after_kill()
+        rename_as_version_0_2(it)
+        it.storage.store.marks.slot(1).held_by_2 = True
         await it.begin()
         assert (await it.journal.wait_for(messages.SESSION_LOST))["why"] == "bytes of it may be lost"
         assert await client.ended()
 
 
-async def test_with_marks_of_another_version_sessions_end_and_queued_clients_go_on() -> None:
+async def test_marks_of_another_version_end_sessions_and_keep_queued_clients() -> None:
     async with machine() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)
         await until(lambda: it.broker.pool.queue)
         it.kill()
-        await it.bury()
-        it.keep.store.marks = Marks()
+        await it.clean_up_after_kill()
+        it.storage.store.marks = Marks()
         await it.begin()
         lost = await it.journal.wait_for(messages.SESSION_LOST)
         assert (lost["session"], lost["why"]) == (1, "the ooodd before was of another version")
@@ -259,11 +259,11 @@ async def test_with_marks_of_another_version_sessions_end_and_queued_clients_go_
             assert list(it.broker.pool.queue) == [3]
 
 
-async def test_a_session_for_which_the_store_had_no_room_is_told_of() -> None:
+async def test_a_session_for_which_the_fd_store_had_no_room_is_reported_lost() -> None:
     async with machine() as it, it.client() as client:
         await client.open()
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         for name in [name for name in it.left if name.startswith("office-")]:
             for each in it.left.pop(name):
                 each.close()
@@ -275,7 +275,7 @@ async def test_a_session_for_which_the_store_had_no_room_is_told_of() -> None:
         assert not it.broker.pool.queue
 
 
-async def test_a_worker_that_gets_ready_as_its_broker_leaves_is_leased_by_the_next() -> None:
+async def test_a_worker_that_becomes_ready_during_a_hand_over_is_leased_by_the_next_broker() -> None:
     async with machine() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)

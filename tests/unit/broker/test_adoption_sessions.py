@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from succession import HELLO, ONE, TWO, Machine, all_of, echoes, machine, say, turns
 
 from fakes import (
     GREETING,
@@ -26,6 +25,7 @@ from ooodd.datapath.forward import Forwarding
 from ooodd.datapath.record import Record
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.pool.pool import State
+from succession import HELLO, ONE, TWO, Machine, all_of, echoes, machine, send_in_pieces, turns
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -41,7 +41,7 @@ async def test_every_byte_arrives_once_and_in_order_across_kills(seed: int) -> N
         offices = list(it.fake.offices.values())
         tasks = [asyncio.create_task(all_of(client)) for client in clients]
         tasks += [
-            asyncio.create_task(say(client, data[len(OPENING) :], chance))  # type: ignore[arg-type]
+            asyncio.create_task(send_in_pieces(client, data[len(OPENING) :], chance))  # type: ignore[arg-type]
             for client, data in zip(clients, everything, strict=True)
         ]
         lost = 0
@@ -56,7 +56,7 @@ async def test_every_byte_arrives_once_and_in_order_across_kills(seed: int) -> N
         assert sorted(heard) == sorted(everything)
 
 
-async def test_many_kills_in_a_row_take_nothing() -> None:
+async def test_many_kills_in_a_row_lose_no_data() -> None:
     async with machine(TWO) as it, it.client() as client:
         assert await client.open() == HELLO
         for number in range(50):
@@ -69,7 +69,7 @@ async def test_many_kills_in_a_row_take_nothing() -> None:
 
 
 @pytest.mark.parametrize("which", ["client", "office"])
-async def test_a_session_of_which_bytes_were_held_is_ended_and_never_corrupted(which: str) -> None:
+async def test_a_session_with_data_in_the_killed_broker_is_ended_and_not_corrupted(which: str) -> None:
     async with machine(TWO) as it, it.client() as client, it.client() as other:
         assert await client.open() == HELLO
         assert await other.open() == HELLO
@@ -77,13 +77,13 @@ async def test_a_session_of_which_bytes_were_held_is_ended_and_never_corrupted(w
         forwarding = it.forwarding(1)
         office = it.fake.offices[number]
         data = random.Random(1).randbytes(1 << 20)
-        if which == "client":  # does not read what it has asked for
+        if which == "client":  # does not read the answers
             direction = forwarding._to_client
             sending = asyncio.create_task(client.send(data * 16))
             await until(lambda: direction._pending is not None)
-        else:  # does not read what it is told
+        else:  # does not read its requests
             for task in office._tasks:
-                task.cancel()  # a frozen process, but its socket is open
+                task.cancel()  # like a frozen process: it reads nothing, and its socket stays open
             direction = forwarding._to_office
             sending = asyncio.create_task(client.send(data * 16))
             await until(lambda: direction._pending is not None)
@@ -103,7 +103,7 @@ async def test_a_session_of_which_bytes_were_held_is_ended_and_never_corrupted(w
 
 
 @pytest.mark.parametrize("side", ["client", "office"])
-async def test_a_half_closed_session_goes_on(side: str) -> None:
+async def test_a_half_closed_session_continues(side: str) -> None:
     async with machine() as it, it.client() as client:
         assert await client.open() == HELLO
         office = it.fake.offices[1]
@@ -114,7 +114,7 @@ async def test_a_half_closed_session_goes_on(side: str) -> None:
             (connection,) = office._clients
             connection.shutdown(socket.SHUT_WR)
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.begin()
         assert await client.ended()
         client.socket.close()
@@ -126,8 +126,8 @@ async def test_a_half_closed_session_goes_on(side: str) -> None:
             await asyncio.wait([task])
 
 
-async def test_a_broker_that_hands_over_flushes_what_it_holds() -> None:
-    # An office takes so much, even one that does not read while it can't write.
+async def test_a_hand_over_flushes_the_data_that_the_broker_holds() -> None:
+    # An office reads this much, even one that stops reading while it can't write.
     data = random.Random(2).randbytes(600_000)
     async with machine(TWO) as it, it.client() as client, it.client() as other:
         assert await client.open() == HELLO
@@ -152,7 +152,7 @@ async def test_a_broker_that_hands_over_flushes_what_it_holds() -> None:
         assert await echoes(other)
 
 
-async def test_a_broker_that_hands_over_does_not_wait_for_who_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hand_over_does_not_wait_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "_FREEZE_LIMIT", 0.05)
     async with machine(TWO) as it, it.client() as client, it.client() as other:
         assert await client.open() == HELLO
@@ -169,7 +169,7 @@ async def test_a_broker_that_hands_over_does_not_wait_for_who_reads_nothing(monk
         assert await echoes(other)
 
 
-async def test_a_session_that_is_leased_while_another_is_handed_over_begins_under_the_next_broker(
+async def test_a_client_leased_during_a_hand_over_begins_its_session_with_the_next_broker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(broker_module, "_FREEZE_LIMIT", 0.2)
@@ -204,7 +204,7 @@ async def test_a_session_that_is_leased_while_another_is_handed_over_begins_unde
             await sending
 
 
-async def test_an_office_that_is_lost_as_its_broker_leaves_is_told_of_by_the_next() -> None:
+async def test_an_office_lost_during_a_hand_over_is_reported_by_the_next_broker() -> None:
     async with machine(TWO) as it, it.client() as client:
         assert await client.open() == HELLO
         before = it.journal
@@ -216,7 +216,7 @@ async def test_an_office_that_is_lost_as_its_broker_leaves_is_told_of_by_the_nex
         assert it.journal.count(messages.WORKER_CRASHED) == it.journal.count(messages.SESSION_LOST) == 1
 
 
-async def test_a_broker_that_hands_over_finishes_what_it_tells_refused_clients() -> None:
+async def test_a_hand_over_finishes_the_answers_to_refused_clients() -> None:
     query = first_request()
     async with machine(f"{ONE}\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as client:
         await busy.open()
@@ -240,7 +240,7 @@ async def test_every_byte_arrives_once_and_in_order_across_restarts(seed: int) -
     async with machine() as it, it.client() as client:
         assert await client.open() == HELLO
         received = asyncio.create_task(all_of(client))
-        saying = asyncio.create_task(say(client, data, chance))
+        saying = asyncio.create_task(send_in_pieces(client, data, chance))
         for _ in range(5):
             await turns(chance.randrange(30))
             await it.hand_over()
@@ -252,7 +252,7 @@ async def test_every_byte_arrives_once_and_in_order_across_restarts(seed: int) -
 
 @contextlib.asynccontextmanager
 async def lingering(it: Machine, old: FakeClient) -> AsyncIterator[Forwarding]:
-    """Have the first client not read the last words of its office, which is killed meanwhile."""
+    """Kill the office of a client that has not read the last data from it."""
     await old.open()
     forwarding = it.forwarding(1)
     async with stalled(old, forwarding):
@@ -262,7 +262,7 @@ async def lingering(it: Machine, old: FakeClient) -> AsyncIterator[Forwarding]:
 
 @contextlib.asynccontextmanager
 async def stalled(client: FakeClient, forwarding: Forwarding) -> AsyncIterator[None]:
-    """Have a client ask for more than it reads, so that the broker holds some of it."""
+    """Make a client request more data than it reads, so that the broker holds some of the data."""
     sending = asyncio.create_task(client.send(bytes(16 << 20)))
     while forwarding._to_client._pending is None:  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -271,18 +271,18 @@ async def stalled(client: FakeClient, forwarding: Forwarding) -> AsyncIterator[N
     await asyncio.wait([sending])
 
 
-async def test_a_session_without_office_does_not_take_the_next_ones_place() -> None:
+async def test_a_session_that_lost_its_office_does_not_replace_the_next_session() -> None:
     async with machine() as it, it.client() as old, it.client() as new, lingering(it, old):
         assert await new.open() == HELLO
         assert it.broker.driver.clients.keys() == {1, 2}
-        assert {name.split("-")[1] for name in it.keep.store.kept} == {"2"}  # type: ignore[union-attr]
+        assert {name.split("-")[1] for name in it.storage.store.kept} == {"2"}  # type: ignore[union-attr]
         await it.replace()
         assert await echoes(new)
         assert await old.ended()
         assert it.broker.pool.totals.crashed == 1
 
 
-async def test_a_session_without_office_does_not_count_twice() -> None:
+async def test_a_session_that_lost_its_office_does_not_count_twice() -> None:
     async with machine() as it, it.client() as client, lingering(it, client):
         assert it.broker.pool.totals.crashed == 1
         await it.replace()
@@ -290,12 +290,12 @@ async def test_a_session_without_office_does_not_count_twice() -> None:
         assert it.broker.pool.totals.crashed == 1
 
 
-async def test_a_session_without_office_does_not_touch_the_next_ones_marks() -> None:
+async def test_a_session_that_lost_its_office_does_not_change_the_marks_of_the_next() -> None:
     async with machine() as it, it.client() as old, it.client() as new, lingering(it, old):
         assert await new.open() == HELLO
         forwarding = it.forwarding(2)
         async with stalled(new, forwarding):
-            marks = it.keep.store.marks.slot(1)
+            marks = it.storage.store.marks.slot(1)
             assert marks.record[Record.TO_CLIENT]
             await all_of(old)
             assert forwarding._to_client._pending is not None

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 
 import pytest
-from succession import HELLO, TWO, echoes, machine
 
 from fakes import (
     OPENING,
@@ -15,10 +14,11 @@ from fakes import (
 )
 from ooodd import messages
 from ooodd.pool.pool import State
+from succession import HELLO, TWO, echoes, machine
 from world import CALL
 
 
-async def test_after_an_adopted_session_its_worker_goes_on() -> None:
+async def test_a_worker_serves_again_after_an_adopted_session() -> None:
     async with machine() as it:
         async with it.client() as client:
             await client.open()
@@ -31,7 +31,7 @@ async def test_after_an_adopted_session_its_worker_goes_on() -> None:
         assert it.broker.pool.totals.recycled == it.broker.pool.totals.dirty == 0
 
 
-async def test_an_adopted_session_that_ends_amid_a_call_leaves_a_dirty_worker() -> None:
+async def test_an_adopted_session_that_ends_during_a_call_leaves_a_dirty_worker() -> None:
     async with machine() as it:
         async with it.client() as client:
             await client.open()
@@ -42,7 +42,7 @@ async def test_an_adopted_session_that_ends_amid_a_call_leaves_a_dirty_worker() 
         assert it.broker.pool.totals.dirty == 1
 
 
-async def test_a_client_that_waited_leaves_a_worker_that_can_go_on() -> None:
+async def test_a_worker_serves_again_after_an_adopted_client_of_the_queue() -> None:
     async with machine() as it:
         async with it.client() as busy, it.client() as waiting:
             await busy.open()
@@ -56,12 +56,13 @@ async def test_a_client_that_waited_leaves_a_worker_that_can_go_on() -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["amid-inspection", "amid-stop"])
-async def test_a_worker_whose_session_had_ended_is_recycled_and_never_handed_out(after: bool) -> None:  # noqa: FBT001
+async def test_a_worker_whose_session_had_ended_is_recycled_and_gets_no_client(after: bool) -> None:  # noqa: FBT001
     async with machine("[pool]\nworkers=1\nprobe_timeout=0.1") as it:
         async with it.client() as client:
             await client.open()
             it.fake.offices[1].fault = "hang-after-session"
-        while states(it.broker.pool) != [State.STOPPING if after else State.INSPECTING]:  # for a few turns alone  # noqa: ASYNC110
+        passing = [State.STOPPING if after else State.INSPECTING]  # lasts a few turns only
+        while states(it.broker.pool) != passing:  # noqa: ASYNC110
             await asyncio.sleep(0)
         old = it.fake.offices.get(1)
         await it.replace()
@@ -72,7 +73,7 @@ async def test_a_worker_whose_session_had_ended_is_recycled_and_never_handed_out
         assert it.broker.pool.totals.sessions == 2
 
 
-async def test_a_worker_amid_inspection_does_not_keep_the_next_broker_from_the_others() -> None:
+async def test_a_worker_under_inspection_does_not_delay_the_other_workers() -> None:
     config = "[pool]\nworkers=2\nmin_workers=2\nprobe_timeout=0.5"
     async with machine(config) as it, it.client() as one, it.client() as two:
         await settled(it.broker.pool, State.IDLE, State.IDLE)
@@ -87,7 +88,7 @@ async def test_a_worker_amid_inspection_does_not_keep_the_next_broker_from_the_o
         await settled(it.broker.pool, State.IDLE, State.BUSY)
 
 
-async def test_an_idle_worker_is_probed_and_serves_with_its_uses_kept() -> None:
+async def test_an_idle_worker_is_probed_and_keeps_its_number_of_uses() -> None:
     async with machine("[pool]\nworkers=1\nmax_uses=5\nmax_uses_jitter=2") as it:
         for _ in range(2):
             async with it.client() as client:
@@ -111,11 +112,11 @@ async def test_an_idle_worker_is_probed_and_serves_with_its_uses_kept() -> None:
 
 
 @pytest.mark.parametrize("fault", ["hang", "deaf", "close-early", "never-let-go"])
-async def test_an_idle_worker_that_went_bad_meanwhile_is_not_handed_out(fault: str) -> None:
+async def test_an_idle_worker_that_became_faulty_meanwhile_gets_no_client(fault: str) -> None:
     async with machine("[pool]\nworkers=1\nprobe_timeout=0.1") as it:
         await settled(it.broker.pool, State.IDLE)
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         (old,) = it.fake.offices.values()
         old.fault = fault
         await it.begin()
@@ -124,14 +125,14 @@ async def test_an_idle_worker_that_went_bad_meanwhile_is_not_handed_out(fault: s
         assert old.sessions == [] or fault == "never-let-go"
 
 
-async def test_of_another_process_the_marks_say_nothing() -> None:
+async def test_marks_of_another_process_are_ignored() -> None:
     async with machine() as it, it.client() as client:
         await client.open()
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.supervisor.vanish(1)
-        await it.fake.start(1)  # by somebody else
-        slot = it.keep.store.marks.slot(1)
+        await it.fake.start(1)  # not started by this broker
+        slot = it.storage.store.marks.slot(1)
         slot.pid, slot.uses, slot.max_uses = slot.pid + 1, 3, 4
         await it.begin()
         line = await it.journal.wait_for(messages.SESSION_LOST)
@@ -154,7 +155,7 @@ async def test_an_office_that_ended_while_no_broker_ran_counts_once(busy: bool) 
         if busy:
             await client.open()
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.supervisor.vanish(number)
         await it.begin()
         assert not busy or (await it.journal.wait_for(messages.SESSION_LOST))["worker"] == number
@@ -168,7 +169,7 @@ async def test_an_office_that_ended_while_no_broker_ran_counts_once(busy: bool) 
         assert it.journal.count(messages.SESSION_LOST) == 0
 
 
-async def test_totals_and_session_numbers_go_on() -> None:
+async def test_totals_and_session_numbers_continue() -> None:
     async with machine("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it:
         await settled(it.broker.pool, State.IDLE)
         numbers = []
@@ -186,10 +187,10 @@ async def test_totals_and_session_numbers_go_on() -> None:
         totals = it.broker.pool.totals
         assert (totals.sessions, totals.refused, totals.crashed) == (3, 3, 3)
         assert numbers == [1, 3, 5]
-        assert it.keep.store.marks.totals == (3, 3, totals.recycled, 3, 0, 0)
+        assert it.storage.store.marks.totals == (3, 3, totals.recycled, 3, 0, 0)
 
 
-async def test_with_fewer_workers_sessions_go_on_and_their_workers_go_afterwards() -> None:
+async def test_surplus_workers_stop_after_their_sessions() -> None:
     async with machine("[pool]\nworkers=4\nmin_workers=4") as it, contextlib.AsyncExitStack() as stack:
         await settled(it.broker.pool, *[State.IDLE] * 4)
         clients = {}
@@ -205,7 +206,7 @@ async def test_with_fewer_workers_sessions_go_on_and_their_workers_go_afterwards
         async with it.client() as waiting:
             await waiting.send(OPENING)
             await until(lambda: it.broker.pool.queue)
-            await until(lambda: len(it.fake.offices) == 3)  # the idle one was probed, and goes
+            await until(lambda: len(it.fake.offices) == 3)  # the idle one was probed and stops
             for client in clients.values():
                 client.socket.close()
             assert await waiting.receive(len(HELLO)) == HELLO
@@ -214,7 +215,7 @@ async def test_with_fewer_workers_sessions_go_on_and_their_workers_go_afterwards
         assert it.fake.offices.keys() == {1}
 
 
-async def test_a_worker_that_was_being_started_is_probed_or_started_anew() -> None:
+async def test_a_worker_that_was_starting_is_probed_or_started_again() -> None:
     async with machine(TWO, ["", "deaf"]) as it:
         await settled(it.broker.pool, State.IDLE, State.STARTING)
         it.fake.offices[2].fault = ""
@@ -225,11 +226,11 @@ async def test_a_worker_that_was_being_started_is_probed_or_started_anew() -> No
             assert await second.open() == HELLO
 
 
-async def test_an_office_that_died_with_its_broker_counts_though_nothing_else_is_left() -> None:
+async def test_an_office_that_ended_with_its_broker_is_counted_by_the_next() -> None:
     async with machine() as it:
         await settled(it.broker.pool, State.IDLE)
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.supervisor.vanish(1)
         assert it.left == {}
         await it.begin()
@@ -238,7 +239,7 @@ async def test_an_office_that_died_with_its_broker_counts_though_nothing_else_is
         await settled(it.broker.pool, State.IDLE)
 
 
-async def test_a_long_call_is_known_to_be_one_by_the_next_broker() -> None:
+async def test_the_next_broker_knows_of_a_long_call() -> None:
     async with machine() as it, it.client() as client:
         await client.open()
         await client.send(CALL)
@@ -251,7 +252,7 @@ async def test_a_long_call_is_known_to_be_one_by_the_next_broker() -> None:
         assert it.forwarding(1).quiet_since is None
 
 
-async def test_a_lowered_max_uses_holds_for_offices_that_run() -> None:
+async def test_a_lower_max_uses_applies_to_running_offices() -> None:
     async with machine("[pool]\nworkers=1\nmax_uses=10\nmax_uses_jitter=0") as it:
         for _ in range(3):
             async with it.client() as client:

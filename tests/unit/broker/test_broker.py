@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The broker with fake offices: the life of clients, the faults of offices, each by name."""
+"""The broker with fake offices: what clients do, and one test for each fault of an office."""
 
 import asyncio
 import contextlib
@@ -90,7 +90,7 @@ async def test_max_uses_without_jitter_is_exact() -> None:
         assert it.broker.pool.totals.recycled == 3
 
 
-async def test_silent_and_vanishing_connections_cost_no_worker() -> None:
+async def test_silent_and_dropped_connections_use_no_worker() -> None:
     async with world() as it:
         await settled(it.broker.pool, State.IDLE)
         async with contextlib.AsyncExitStack() as stack:
@@ -106,7 +106,7 @@ async def test_silent_and_vanishing_connections_cost_no_worker() -> None:
         assert it.broker.pool.workers[1].uses == 1
 
 
-async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_silent_clients_close_the_oldest_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "_MOST_SILENT", 2)
     async with world() as it, it.client() as first, it.client() as second:
         await until(lambda: len(it.broker.driver.clients) == 2)
@@ -115,7 +115,7 @@ async def test_the_longest_silent_goes_when_there_are_too_many(monkeypatch: pyte
             assert await second.open() == HELLO
 
 
-async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> None:
+async def test_a_silent_client_that_sends_while_it_is_dropped_uses_no_worker() -> None:
     async with world() as it, it.client() as client:
         await settled(it.broker.pool, State.IDLE)
         await until(lambda: it.broker.driver.clients)
@@ -129,7 +129,7 @@ async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> 
 
 
 @pytest.mark.parametrize(
-    "noise",
+    "data",
     [
         b"GET / HTTP/1.1\r\n\r\n",
         bytes(100),
@@ -139,17 +139,17 @@ async def test_who_speaks_as_it_is_hung_up_on_costs_no_worker_and_no_error() -> 
     ],
     ids=["http", "zeros", "ones", "short-header", "no-flags"],
 )
-async def test_what_is_not_urp_gets_no_office(noise: bytes) -> None:
+async def test_a_client_that_does_not_speak_urp_gets_no_office(data: bytes) -> None:
     async with world() as it, it.client() as client:
         await settled(it.broker.pool, State.IDLE)
         with contextlib.suppress(ConnectionError):
-            await client.send(noise)
+            await client.send(data)
             assert await client.ended()
         assert it.supervisor.offices[1].sessions == []
         assert it.broker.pool.totals.sessions == 0
 
 
-async def test_an_opening_in_single_bytes_is_admitted() -> None:
+async def test_an_opening_sent_byte_by_byte_is_accepted() -> None:
     async with world() as it, it.client() as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in OPENING:
@@ -158,7 +158,7 @@ async def test_an_opening_in_single_bytes_is_admitted() -> None:
         assert await client.receive(len(HELLO)) == HELLO
 
 
-async def test_who_leaves_the_queue_is_dropped_at_once() -> None:
+async def test_a_client_that_leaves_the_queue_is_dropped_at_once() -> None:
     async with world() as it, it.client() as busy:
         await busy.open()
         async with it.client() as waiting:
@@ -169,7 +169,7 @@ async def test_who_leaves_the_queue_is_dropped_at_once() -> None:
         assert it.broker.pool.totals.sessions == 1
 
 
-async def test_a_waiting_client_that_floods_fills_nothing_but_its_own_socket() -> None:
+async def test_data_of_a_waiting_client_stays_in_its_socket() -> None:
     async with world() as it, it.client() as busy:
         await busy.open()
         async with it.client() as flood:
@@ -179,7 +179,7 @@ async def test_a_waiting_client_that_floods_fills_nothing_but_its_own_socket() -
             assert len(it.broker.pool.queue) == 1
 
 
-async def test_a_full_queue_turns_away() -> None:
+async def test_a_full_queue_refuses_clients() -> None:
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it:
         await settled(it.broker.pool, State.IDLE)
         async with it.client() as busy, it.client() as other:
@@ -191,7 +191,7 @@ async def test_a_full_queue_turns_away() -> None:
             assert await busy.receive(11) == b"still there"
 
 
-async def test_a_killed_idle_worker_comes_back() -> None:
+async def test_a_killed_idle_worker_is_restarted() -> None:
     async with world() as it:
         await settled(it.broker.pool, State.IDLE)
         await it.supervisor.kill(1)
@@ -200,7 +200,7 @@ async def test_a_killed_idle_worker_comes_back() -> None:
         assert it.broker.pool.totals.crashed == 1
 
 
-async def test_a_killed_busy_worker_ends_its_session_and_no_other() -> None:
+async def test_a_killed_busy_worker_ends_only_its_own_session() -> None:
     async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as first, it.client() as second:
         await settled(it.broker.pool, State.IDLE, State.IDLE)
         await first.open()
@@ -214,9 +214,7 @@ async def test_a_killed_busy_worker_ends_its_session_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("fault", ["refuse", "bug", "no-pipe", "hang", "deaf", "close-early"])
-async def test_an_office_that_does_not_get_ready_backs_off_and_the_next_serves(
-    fault: str,
-) -> None:
+async def test_an_office_that_fails_to_start_is_replaced_after_a_delay(fault: str) -> None:
     async with world("[pool]\nworkers=1\nstart_timeout=1", [fault]) as it, it.client() as client:
         assert await client.open() == HELLO
         assert it.journal.count(messages.WORKER_NOT_STARTED) == 1
@@ -233,7 +231,7 @@ async def test_an_office_that_hangs_after_a_session_is_replaced() -> None:
         assert it.broker.pool.totals.hung == 1
 
 
-async def test_an_office_that_never_lets_go_is_replaced() -> None:
+async def test_an_office_that_never_closes_its_connection_is_replaced() -> None:
     async with world("[pool]\nworkers=1\n[session]\ngrace=0", ["never-let-go"]) as it:
         async with it.client() as client:
             await client.open()
@@ -243,7 +241,7 @@ async def test_an_office_that_never_lets_go_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("fault", ["leaves-document", "leaves-frame", "rubbish"])
-async def test_a_dirty_office_is_never_handed_out(fault: str) -> None:
+async def test_a_dirty_office_gets_no_further_client(fault: str) -> None:
     async with world(plan=[fault]) as it:
         async with it.client() as client:
             await client.open()
@@ -254,7 +252,7 @@ async def test_a_dirty_office_is_never_handed_out(fault: str) -> None:
         assert it.supervisor.started == [1, 1]
 
 
-async def test_an_office_left_amid_a_call_is_never_handed_out() -> None:
+async def test_an_office_whose_client_left_during_a_call_gets_no_further_client() -> None:
     async with world() as it:
         async with it.client() as client:
             await client.send(CALL)
@@ -263,7 +261,7 @@ async def test_an_office_left_amid_a_call_is_never_handed_out() -> None:
         assert it.broker.pool.totals.dirty == 1
 
 
-async def test_a_hung_idle_office_is_replaced_before_anybody_meets_it() -> None:
+async def test_a_hung_idle_office_is_replaced_before_a_client_gets_it() -> None:
     async with world("[pool]\nworkers=1\nprobe_interval=1\nprobe_timeout=0.1") as it:
         await settled(it.broker.pool, State.IDLE)
         office = it.supervisor.offices[1]
@@ -287,7 +285,7 @@ async def test_a_busy_office_is_not_probed() -> None:
 
 
 @pytest.mark.parametrize("key", ["timeout", "idle_timeout"])
-async def test_a_session_has_its_limits_and_a_well_office_survives_them(key: str) -> None:
+async def test_a_session_limit_ends_the_session_and_keeps_the_office(key: str) -> None:
     async with world(f"[pool]\nworkers=1\n[session]\n{key}=1") as it, it.client() as client:
         await client.open()
         assert await client.ended()
@@ -300,7 +298,7 @@ async def test_a_session_has_its_limits_and_a_well_office_survives_them(key: str
 # Refusals
 
 
-async def test_a_refused_client_hears_why_in_its_own_language() -> None:
+async def test_a_refused_client_gets_the_reason_as_a_uno_exception() -> None:
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as other:
         await busy.open()
         answer = await asks(other)
@@ -310,7 +308,7 @@ async def test_a_refused_client_hears_why_in_its_own_language() -> None:
         assert it.broker.pool.totals.refused == 1
 
 
-async def test_a_refused_client_that_says_no_more_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_broker_does_not_wait_long_for_a_silent_refused_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.broker.session._REFUSAL_LIMIT", 0.05)
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy, it.client() as other:
         await busy.open()
@@ -329,7 +327,7 @@ async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.Mon
         assert await first.receive(20) == b"and this one goes on"
 
 
-async def test_nobody_waits_for_itself_while_a_call_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_does_not_wait_for_itself_during_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.pool.admission.WAITS_FOR_ITSELF_AFTER", 0.05)
     monkeypatch.setattr("ooodd.pool.admission.CHECK_INTERVAL", 0.05)
     async with world("[pool]\nworkers=1\n[queue]\ntimeout=1") as it, it.client() as first, it.client() as second:
@@ -338,7 +336,7 @@ async def test_nobody_waits_for_itself_while_a_call_is_under_way(monkeypatch: py
         assert b"none of the 1 workers became free within 1 s" in await asks(second)
 
 
-async def test_if_no_office_can_be_started_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_clients_are_told_if_no_office_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.pool.backoff.START_ERROR_AFTER", 0.2)
     async with world(plan=["refuse"] * 6) as it, it.client() as client:
         answer = await asks(client)
@@ -350,7 +348,7 @@ async def test_if_no_office_can_be_started_who_waits_is_told(monkeypatch: pytest
             assert await client_after.open() == HELLO
 
 
-async def test_one_host_can_have_its_share_of_the_queue() -> None:
+async def test_max_per_host_limits_the_waiting_clients_of_a_host() -> None:
     config = "[pool]\nworkers=1\n[queue]\nmax_per_host=1"
     async with world(config) as it, it.client() as busy, it.client() as waiting, it.client() as one_too_many:
         await busy.open()
@@ -359,10 +357,10 @@ async def test_one_host_can_have_its_share_of_the_queue() -> None:
         assert b"1 clients of 127.0.0.1 wait already ([queue] max_per_host)" in await asks(one_too_many)
 
 
-# How many offices there are
+# The number of offices
 
 
-async def test_at_no_load_everything_stops_and_the_broker_too() -> None:
+async def test_without_load_all_offices_and_the_broker_stop() -> None:
     async with world("[pool]\nworkers=2\nmin_workers=0\nidle_timeout=1", ends_unused=True) as it:
         async with it.client() as client:
             assert await client.open() == HELLO
@@ -371,17 +369,17 @@ async def test_at_no_load_everything_stops_and_the_broker_too() -> None:
         assert not it.supervisor.offices
 
 
-async def test_a_connection_that_says_nothing_yet_keeps_the_broker() -> None:
+async def test_a_silent_connection_keeps_the_broker_running() -> None:
     async with world("[pool]\nworkers=1\nmin_workers=0\nidle_timeout=1", ends_unused=True) as it, it.client() as slow:
         await until(lambda: it.broker.driver.clients)
         await until(lambda: it.broker.pool.unused)
         assert await slow.open() == HELLO
 
 
-# The end, a reload, the next broker
+# Stop, reload, hand-over
 
 
-async def test_draining_lets_a_session_end_and_refuses_who_waits() -> None:
+async def test_draining_lets_sessions_finish_and_refuses_waiting_clients() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         answer = asyncio.create_task(asks(waiting))
@@ -397,7 +395,7 @@ async def test_draining_lets_a_session_end_and_refuses_who_waits() -> None:
 
 
 @pytest.mark.parametrize("how", ["timeout", "stop"])
-async def test_draining_has_a_limit_and_can_be_cut_short(how: str) -> None:
+async def test_draining_ends_at_its_timeout_or_at_a_stop(how: str) -> None:
     limit = 0.05 if how == "timeout" else 3600
     async with world(f"[pool]\nworkers=1\n[session]\ndrain_timeout={limit}") as it, it.client() as busy:
         await busy.open()
@@ -409,7 +407,7 @@ async def test_draining_has_a_limit_and_can_be_cut_short(how: str) -> None:
         await it.running
 
 
-async def test_a_reload_touches_no_session() -> None:
+async def test_a_reload_does_not_disturb_sessions() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting:
         await busy.open()
         await waiting.send(OPENING)
@@ -422,7 +420,7 @@ async def test_a_reload_touches_no_session() -> None:
         assert await busy.receive(11) == b"still there"
 
 
-async def test_an_office_that_breaks_off_is_recycled_though_it_lives() -> None:
+async def test_a_running_office_that_closes_a_session_early_is_recycled() -> None:
     async with world(plan=["crash-mid-reply"]) as it:
         async with it.client() as client:
             await client.send(OPENING)
@@ -432,16 +430,16 @@ async def test_an_office_that_breaks_off_is_recycled_though_it_lives() -> None:
             assert await client.open() == HELLO
 
 
-async def test_a_worker_that_vanished_unnoticed_costs_its_next_client_nothing() -> None:
+async def test_a_client_is_served_though_its_first_worker_is_gone() -> None:
     async with world() as it:
         await settled(it.broker.pool, State.IDLE)
         await it.supervisor.offices[1].close()
         async with it.client() as client:
             assert await client.open() == HELLO
-        assert it.broker.pool.totals.hung == 1  # nobody has said that it ended
+        assert it.broker.pool.totals.hung == 1  # no report said that it had ended
 
 
-async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_file_descriptors_clients_wait_in_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.systemd.listeners._PAUSE", 0.01)
 
     def no_descriptor(_: socket.socket) -> None:
@@ -458,7 +456,7 @@ async def test_without_descriptors_clients_wait_in_the_socket(monkeypatch: pytes
                 assert await client.receive(len(HELLO)) == HELLO
 
 
-async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_ends_only_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as other:
         await settled(it.broker.pool, State.IDLE, State.IDLE)
         await other.open()
@@ -474,7 +472,7 @@ async def test_an_error_of_ours_ends_one_session(monkeypatch: pytest.MonkeyPatch
             assert await client.open() == HELLO
 
 
-async def test_an_error_of_ours_leaves_no_action_of_the_pool_undone(
+async def test_an_internal_error_in_one_action_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = Keeper.start
@@ -492,7 +490,7 @@ async def test_an_error_of_ours_leaves_no_action_of_the_pool_undone(
         assert await client.open() == HELLO
 
 
-async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
+async def test_a_stop_ends_sessions_and_refuses_waiting_clients() -> None:
     async with world() as it, it.client() as busy, it.client() as waiting, it.client() as silent:
         await busy.open()
         await waiting.send(OPENING)
@@ -505,14 +503,14 @@ async def test_stopping_ends_sessions_and_refuses_who_waits() -> None:
         assert not it.supervisor.offices
 
 
-async def test_the_status_line_says_what_to_do() -> None:
+async def test_the_status_line_names_the_command_for_details() -> None:
     async with world("[pool]\nworkers=2\nmin_workers=2", ["refuse", ""]) as it:
         await settled(it.broker.pool, State.FAILED, State.IDLE)
         assert it.broker.status_line() == "0 of 2 busy, 0 queued, 1 failed: journalctl -u ooodd"
         assert it.notifier.states[0].startswith("READY=1\nSTATUS=0 of 2 busy")
 
 
-async def test_a_hand_over_while_an_office_is_inspected() -> None:
+async def test_a_hand_over_during_an_inspection() -> None:
     async with world("[pool]\nworkers=1\nprobe_timeout=60", ["hang-after-session"]) as it:
         async with it.client() as client:
             await client.open()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Faults at every step of a client's life and its worker's, each with each, and at random.
+"""Faults of a client and of its worker, at every step of a session: each combination, and random ones.
 
-None harms anybody else, none is forgotten or counted twice, and the pool is whole again afterwards.
+A fault must not affect other clients. It is counted exactly once, and the pool is complete again afterwards.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ def forwarding_of(client: Client) -> Forwarding:
 
 
 class Scene:
-    """A broker with three workers, of which clients who are to notice nothing have two."""
+    """A broker with three workers. Two of them serve the bystanders: clients that no fault may affect."""
 
     def __init__(self, it: World, bystanders: list[FakeClient]) -> None:
         self.it = it
@@ -68,8 +68,8 @@ class Scene:
         self._numbers = 0
 
     @property
-    def third(self) -> int:
-        """The worker of which there is no bystander."""
+    def third_worker(self) -> int:
+        """The number of the worker that serves no bystander."""
         held = {
             client.tenure and client.tenure.worker
             for client in self.it.broker.driver.clients.values()
@@ -82,15 +82,15 @@ class Scene:
         return self.it.broker._tasks.get(session)
 
     def cancel(self, session: int) -> None:
-        """Cancel the task of a client; what the broker does to itself only as it ends."""
+        """Cancel the task of a client. The broker itself does this only when it ends."""
         task = self.task_of(session)
         if task is not None:
             client = self.it.broker.driver.clients[session]
             self.cancelled += client.phase is Phase.FORWARDING and not forwarding_of(client)._done.done()
             task.cancel()
 
-    async def hit(self, number: int, event: str) -> None:
-        """Have something happen to a worker, if it is there."""
+    async def apply_event(self, number: int, event: str) -> None:
+        """Make an event happen to a worker, if the worker exists."""
         supervisor = self.it.supervisor
         office = supervisor.offices.get(number)
         if office is None or event == "nothing":
@@ -101,7 +101,7 @@ class Scene:
             supervisor.offices.pop(number)
             await office.close()
             supervisor.lost(number, supervisor._handles[number], Reason.ENDED, "exit status 0")
-        elif event == "told-first":
+        elif event == "reported-first":
             supervisor.offices.pop(number)
             supervisor.lost(number, supervisor._handles[number], Reason.CRASHED, "killed by signal 9")
             await office.close()
@@ -113,7 +113,7 @@ class Scene:
             office.fault = event
 
     def probe_all(self) -> None:
-        """Have every idle worker probed now."""
+        """Make the broker probe every idle worker now."""
         workers = self.it.broker.pool.workers
         for worker in workers.first(State.IDLE, len(workers)):
             workers.probes.discard(worker.id)
@@ -121,7 +121,7 @@ class Scene:
         self.it.broker.driver._tick()
 
     async def recover(self) -> None:
-        """Let everything come to rest, and see that nobody and nothing is missing."""
+        """Wait until nothing changes any more, and check that no bystander and no worker is missing."""
         it, alive = self.it, len(self.bystanders)
         pool, keeper = it.broker.pool, it.broker.driver.keeper
         for office in it.supervisor.offices.values():
@@ -130,11 +130,11 @@ class Scene:
         for _ in range(2):
             await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
             await until(lambda: not keeper._tasks)
-            self.probe_all()  # what nobody has noticed yet comes out
+            self.probe_all()  # finds the faults that the broker has not noticed yet
         await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
         await until(lambda: not keeper._tasks)
         for number, client in enumerate(self.bystanders):
-            words = b"%d and still here" % number
+            words = b"%d is still connected" % number
             await client.send(words)
             assert await client.receive(len(words)) == words
         assert len(it.broker._tasks) == alive
@@ -144,7 +144,7 @@ class Scene:
         self.check_counts()
 
     def check_counts(self) -> None:
-        """See that whatever has happened has been counted once, and told with all its fields."""
+        """Check that each event was counted once and logged once."""
         journal, totals = self.it.journal, self.it.broker.pool.totals
         ends = totals.recycled + totals.crashed + totals.hung + totals.dirty
         failures = journal.count(messages.WORKER_NOT_STARTED)
@@ -163,7 +163,7 @@ class Scene:
 
 
 def check_lines(journal: ListJournal) -> None:
-    """Each line has its fields, and in each there is something to read."""
+    """Check that each line has all its fields, and that no field is empty."""
     for message, fields in journal.lines:
         names = {name for _, name, _, _ in string.Formatter().parse(message.text) if name}
         assert names <= fields.keys()
@@ -181,12 +181,12 @@ async def scene(max_clients: int = 1000, plan: list[str] | None = None) -> Async
         yield Scene(it, [first, second])
 
 
-# The steps of a client's life. Each returns the worker that has to do with it.
+# The steps of a session. Each function takes the victim to that step and returns the number of the worker concerned.
 
 
 async def connected(at: Scene, victim: FakeClient, _: FakeClient) -> int:
     await until(lambda: session_of(at, victim) in at.it.broker._silent._clients)
-    return at.third
+    return at.third_worker
 
 
 async def half_an_opening(at: Scene, victim: FakeClient, other: FakeClient) -> int:
@@ -194,26 +194,26 @@ async def half_an_opening(at: Scene, victim: FakeClient, other: FakeClient) -> i
     return await connected(at, victim, other)
 
 
-async def speaking(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+async def opening_unread(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     number = await connected(at, victim, other)
-    await victim.send(OPENING)  # and nobody has looked yet
+    await victim.send(OPENING)  # the broker has not read it yet
     return number
 
 
 async def leased(at: Scene, victim: FakeClient, _: FakeClient) -> int:
-    number = at.third
+    number = at.third_worker
     await victim.send(OPENING)
     await until(lambda: at.it.broker.pool.workers[number].client is not None)
     return number
 
 
 async def forwarding(at: Scene, victim: FakeClient, _: FakeClient) -> int:
-    number = at.third
+    number = at.third_worker
     assert await victim.open() == HELLO
     return number
 
 
-async def amid_a_call(at: Scene, victim: FakeClient, other: FakeClient) -> int:
+async def during_a_call(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     number = await forwarding(at, victim, other)
     await victim.send(CALL)
     await victim.receive(len(CALL))
@@ -238,7 +238,7 @@ async def inspected(at: Scene, victim: FakeClient, other: FakeClient) -> int:
 
 
 async def waiting(at: Scene, victim: FakeClient, other: FakeClient) -> int:
-    number = at.third
+    number = at.third_worker
     await other.open()
     await victim.send(OPENING)
     await until(lambda: at.it.broker.pool.queue)
@@ -246,7 +246,7 @@ async def waiting(at: Scene, victim: FakeClient, other: FakeClient) -> int:
 
 
 async def waiting_for_a_probe(at: Scene, victim: FakeClient, _: FakeClient) -> int:
-    number = at.third
+    number = at.third_worker
     at.it.supervisor.offices[number].fault = "deaf"
     at.probe_all()
     await victim.send(OPENING)
@@ -255,15 +255,15 @@ async def waiting_for_a_probe(at: Scene, victim: FakeClient, _: FakeClient) -> i
 
 
 async def waiting_for_a_start(at: Scene, victim: FakeClient, _: FakeClient) -> int:
-    number = at.third
+    number = at.third_worker
     await at.it.supervisor.kill(number)
-    await victim.send(OPENING)  # which may take longer than the start
+    await victim.send(OPENING)  # may arrive after the worker has restarted
     await until(lambda: at.it.broker.pool.queue or at.it.broker.pool.workers[number].client)
     return number
 
 
 async def refused(at: Scene, victim: FakeClient, other: FakeClient) -> int:
-    number = at.third
+    number = at.third_worker
     await other.open()
     count = at.it.journal.count(messages.CLIENT_REFUSED)
     await victim.send(QUERY[:20])
@@ -275,10 +275,10 @@ Step = Callable[[Scene, FakeClient, FakeClient], Awaitable[int]]
 STEPS: list[Step] = [
     connected,
     half_an_opening,
-    speaking,
+    opening_unread,
     leased,
     forwarding,
-    amid_a_call,
+    during_a_call,
     half_closed,
     inspected,
     waiting,
@@ -290,7 +290,7 @@ EVENTS = [
     "nothing",
     "killed",
     "ended",
-    "told-first",
+    "reported-first",
     "vanished",
     "probed",
     "hang",
@@ -301,54 +301,54 @@ EVENTS = [
     "leaves-document",
     "rubbish",
 ]
-FATES = ["stay", "close", "reset", "half-close", "speak", "cancel"]
+CLIENT_EVENTS = ["stay", "close", "reset", "half-close", "send", "cancel"]
 
 
 def session_of(at: Scene, client: FakeClient) -> int:
-    """The number by which the broker knows a client; 0 if it doesn't."""
+    """Return the session number that the broker gave a client, or 0 if the broker does not know the client."""
     name = "{}:{}".format(*client.socket.getsockname())
     return next((session for session, known in at.it.broker.driver.clients.items() if known.peer.name == name), 0)
 
 
-async def meet(at: Scene, victim: FakeClient, session: int, fate: str) -> None:
-    """Have a client meet its fate."""
-    if fate == "close":
+async def apply_client_event(at: Scene, victim: FakeClient, session: int, event: str) -> None:
+    """Make an event happen to a client."""
+    if event == "close":
         victim.socket.close()
-    elif fate == "reset":
+    elif event == "reset":
         victim.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         victim.socket.close()
-    elif fate == "half-close":
+    elif event == "half-close":
         with contextlib.suppress(OSError):
             victim.socket.shutdown(socket.SHUT_WR)
-    elif fate == "speak":
+    elif event == "send":
         with contextlib.suppress(OSError):
             victim.socket.send(OPENING)
-    elif fate == "cancel":
+    elif event == "cancel":
         at.cancel(session)
 
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_fault_at_any_step_is_nobody_elses(step: Step, event: str) -> None:
+async def test_a_fault_at_any_step_affects_no_other_client(step: Step, event: str) -> None:
     async with scene(0 if step is refused else 1000) as at:
-        for order, fate in enumerate(FATES, EVENTS.index(event)):
+        for order, client_event in enumerate(CLIENT_EVENTS, EVENTS.index(event)):
             worker_first = order % 2
             async with at.it.client() as victim, at.it.client() as other:
                 number = await step(at, victim, other)
                 session = session_of(at, victim)
                 if worker_first:
-                    await at.hit(number, event)
-                await meet(at, victim, session, fate)
+                    await at.apply_event(number, event)
+                await apply_client_event(at, victim, session, client_event)
                 if not worker_first:
-                    await at.hit(number, event)
+                    await at.apply_event(number, event)
             await at.recover()
 
 
-# At random
+# Random faults
 
 
 class Crowd:
-    """Clients that come, talk, and go or vanish, each by its own dice, and workers to which things happen."""
+    """Clients that connect, send and leave at random, and random events of the worker that serves no bystander."""
 
     def __init__(self, at: Scene, chance: random.Random) -> None:
         self.at = at
@@ -368,57 +368,63 @@ class Crowd:
         self.rejoined.add(client)
         return self._rejoin(client, place, now)
 
-    async def one(self) -> None:
-        """Live one client's life."""
+    async def run_client(self) -> None:
+        """Run one client from its connection to its end."""
         chance = self.chance
         async with self.at.it.client() as client:
             with contextlib.suppress(OSError):
-                await self._dawdle()
+                await self._pause()
                 await client.send(OPENING[: chance.choice([0, 5, 9, 17, 17, 17, 17])])
-                await self._dawdle()
+                await self._pause()
                 if chance.random() < 0.5:
                     with contextlib.suppress(BlockingIOError):
                         client.socket.recv(chance.randrange(1, 200))
                 for _ in range(chance.randrange(4)):
                     client.socket.send(chance.choice([OPENING, CALL, b"rubbish", bytes(100_000)]))
-                    await self._dawdle()
-                await meet(self.at, client, session_of(self.at, client), chance.choice(FATES))
-                await self._dawdle()
+                    await self._pause()
+                event = chance.choice(CLIENT_EVENTS)
+                await apply_client_event(self.at, client, session_of(self.at, client), event)
+                await self._pause()
 
-    async def fate(self) -> None:
-        """Have things happen to the worker of which there is no bystander."""
+    async def run_worker_events(self) -> None:
+        """Make a few random events happen to the worker that serves no bystander."""
         for _ in range(self.chance.randrange(4)):
-            await self._dawdle()
-            await self.at.hit(self.at.third, self.chance.choice(EVENTS))
+            await self._pause()
+            await self.at.apply_event(self.at.third_worker, self.chance.choice(EVENTS))
 
-    async def _dawdle(self) -> None:
+    async def _pause(self) -> None:
         for _ in range(self.chance.choice([0, 0, 1, 2, 5, 20])):
             await asyncio.sleep(0)
 
     def check_order(self) -> None:
-        """Clients have got workers in the order in which they joined, but for those whose worker turned out lost."""
+        """Check that clients got workers in the order in which they joined, except those that had to join again."""
         begun = [fields["session"] for message, fields in self.at.it.journal.lines if message is messages.SESSION_BEGIN]
         begun = [session for session in begun if session in self.joined and session not in self.rejoined]
         assert begun == [session for session in self.joined if session in set(begun)]
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_whatever_happens_nobody_else_notices(seed: int) -> None:
+async def test_random_faults_affect_no_bystander(seed: int) -> None:
     chance = random.Random(seed)
     async with scene(chance.choice([0, 2, 1000])) as at:
         crowd = Crowd(at, chance)
         for _ in range(35):
-            await asyncio.gather(crowd.fate(), *(crowd.one() for _ in range(chance.randrange(1, 6))))
+            await asyncio.gather(
+                crowd.run_worker_events(), *(crowd.run_client() for _ in range(chance.randrange(1, 6)))
+            )
             await at.recover()
         crowd.check_order()
         assert at.it.journal.count(messages.SESSION_BEGIN) > 10
 
 
-# No descriptor
+# Without a file descriptor
 
 
 class NoDescriptors:
-    """Lets an office's next connections, for clients alone or all, fail as if the process had no descriptor left."""
+    """Makes the next connections to offices fail as if no file descriptor were left.
+
+    With `only_for`, this applies only to connections for a client of that worker.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int, only_for: Worker | None = None) -> None:
         self.left = times
@@ -433,7 +439,7 @@ class NoDescriptors:
         raise NoDescriptorError(f"can't connect to {office.unit}: Too many open files")
 
 
-async def test_without_a_descriptor_a_client_is_told_and_the_office_serves_the_next(
+async def test_a_client_without_a_descriptor_is_refused_and_the_next_is_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with world() as it, it.client() as client, it.client() as following:
@@ -449,7 +455,9 @@ async def test_without_a_descriptor_a_client_is_told_and_the_office_serves_the_n
         check_lines(it.journal)
 
 
-async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_clients_without_a_descriptor_are_refused_and_the_rest_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with world() as it, contextlib.AsyncExitStack() as stack:
         busy = await stack.enter_async_context(it.client())
         await busy.open()
@@ -458,7 +466,7 @@ async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypa
             waiting.append(await stack.enter_async_context(it.client()))
             await waiting[-1].send(QUERY if number < 3 else OPENING)
             await until(partial(it.queued, number + 1))
-        NoDescriptors(monkeypatch, 3, it.broker.pool.workers[1])  # the inspection has its descriptor
+        NoDescriptors(monkeypatch, 3, it.broker.pool.workers[1])  # the inspection still gets a descriptor
         busy.socket.close()
         for client in waiting[:3]:
             assert b"no file descriptor is left" in await client.receive(1 << 20)
@@ -471,7 +479,7 @@ async def test_without_a_descriptor_who_waits_is_told_or_served_in_turn(monkeypa
         assert (totals.sessions, totals.refused, totals.recycled) == (3, 3, 0)
 
 
-async def test_a_probe_without_a_descriptor_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_probe_without_a_descriptor_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scene() as at:
         shortage = NoDescriptors(monkeypatch, 1)
         at.probe_all()
@@ -482,10 +490,10 @@ async def test_a_probe_without_a_descriptor_costs_no_worker(monkeypatch: pytest.
         assert at.it.supervisor.stopped == []
 
 
-async def test_a_client_that_has_to_be_leased_twice_is_one_session() -> None:
+async def test_a_client_that_needs_a_second_lease_counts_as_one_session() -> None:
     async with world() as it:
         await settled(it.broker.pool, State.IDLE)
-        await it.supervisor.offices[1].close()  # and nobody has told
+        await it.supervisor.offices[1].close()  # the broker has no report of this
         async with it.client() as client:
             assert await client.open() == HELLO
         await settled(it.broker.pool, State.IDLE)

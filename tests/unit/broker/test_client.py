@@ -17,7 +17,7 @@ def a_client(phase: Phase) -> Client:
 
 
 @pytest.mark.parametrize(("before", "after"), itertools.product(Phase, Phase))
-def test_a_phase_follows_as_the_table_says_or_changes_nothing(before: Phase, after: Phase) -> None:
+def test_a_phase_changes_only_as_the_table_allows(before: Phase, after: Phase) -> None:
     client = a_client(before)
     with client.connection:
         if after in TRANSITIONS[before]:
@@ -36,7 +36,7 @@ def test_every_phase_can_be_reached_and_ends_with_closed() -> None:
     assert not TRANSITIONS[Phase.CLOSED]
 
 
-async def test_a_turn_is_decided_once_or_overtaken_by_the_clients_leave() -> None:
+async def test_a_turn_is_decided_once_or_cancelled_when_the_client_leaves() -> None:
     turn = Turn()
     waiting = asyncio.create_task(turn.decided())
     await asyncio.sleep(0)

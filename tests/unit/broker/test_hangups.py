@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Hangups: whoever waits is told of once as it leaves, and by nothing else."""
+"""Hangups: the hang-up of a waiting client is reported once, and nothing else is reported."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ _RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 
 @contextlib.contextmanager
 def watching() -> Iterator[Hangups]:
-    """Watch for a while, in which nothing that the loop calls may fail."""
+    """Yield an open `Hangups`, and check that no callback of the event loop failed."""
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
     hangups = Hangups()
@@ -33,7 +33,7 @@ def watching() -> Iterator[Hangups]:
 
 @contextlib.contextmanager
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client and the broker's end of its connection."""
+    """Yield a client and the broker's end of its connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
@@ -56,94 +56,94 @@ def _reset(client: socket.socket) -> None:
 
 
 async def turns(count: int = 5) -> None:
-    """Let the loop look at its sockets so often."""
+    """Run the event loop for a number of turns."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("leave", [_close, _half_close, _reset])
-@pytest.mark.parametrize("unread", [b"", b"first words"])
-async def test_who_leaves_is_told_of_once_whatever_is_unread(
+@pytest.mark.parametrize("unread", [b"", b"first data"])
+async def test_a_hangup_is_reported_once_even_with_unread_data(
     leave: Callable[[socket.socket], None], unread: bytes
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     with watching() as hangups, pair() as (client, near):
         client.sendall(unread)
-        hangups.watch(near, partial(told.append, "left"))
+        hangups.watch(near, partial(reported.append, "left"))
         leave(client)
-        await until(lambda: told)
+        await until(lambda: reported)
         await turns()
-        assert told == ["left"]
+        assert reported == ["left"]
         assert hangups._epoll is not None
-        assert hangups._epoll.poll(0) == [], "the loop is called for nothing"
-        if leave is not _reset:  # that takes the bytes away
+        assert hangups._epoll.poll(0) == [], "the descriptor is still ready"
+        if leave is not _reset:  # a reset discards unread data
             assert near.recv(100) == unread
 
 
-async def test_who_left_before_it_was_watched_is_told_of_too() -> None:
-    told: list[str] = []
+async def test_a_hangup_before_watch_is_reported() -> None:
+    reported: list[str] = []
     with watching() as hangups, pair() as (client, near):
         client.close()
-        hangups.watch(near, partial(told.append, "left"))
-        await until(lambda: told)
+        hangups.watch(near, partial(reported.append, "left"))
+        await until(lambda: reported)
 
 
-async def test_mere_bytes_are_no_departure_and_stay_where_they_are() -> None:
-    told: list[str] = []
+async def test_data_is_no_hangup_and_stays_unread() -> None:
+    reported: list[str] = []
     with watching() as hangups, pair() as (client, near), pair() as (other, near_other):
-        hangups.watch(near, partial(told.append, "silent"))
-        hangups.watch(near_other, partial(told.append, "leaves"))
-        client.sendall(b"first words")
+        hangups.watch(near, partial(reported.append, "silent"))
+        hangups.watch(near_other, partial(reported.append, "leaves"))
+        client.sendall(b"first data")
         await asyncio.to_thread(near.recv, 1, socket.MSG_PEEK)
         other.close()
-        await until(lambda: told)  # by now the loop has looked at both
+        await until(lambda: reported)  # by now the event loop has polled both
         await turns()
-        assert told == ["leaves"]
-        assert near.recv(100) == b"first words"
+        assert reported == ["leaves"]
+        assert near.recv(100) == b"first data"
         hangups.unwatch(near)
 
 
-async def test_who_is_not_watched_any_more_leaves_unnoticed() -> None:
-    told: list[str] = []
+async def test_a_hangup_after_unwatch_is_not_reported() -> None:
+    reported: list[str] = []
     with watching() as hangups, pair() as (client, near), pair() as (other, near_other):
-        hangups.watch(near, partial(told.append, "unwatched"))
-        hangups.watch(near_other, partial(told.append, "watched"))
+        hangups.watch(near, partial(reported.append, "unwatched"))
+        hangups.watch(near_other, partial(reported.append, "watched"))
         hangups.unwatch(near)
         client.close()
         other.close()
-        await until(lambda: told)
+        await until(lambda: reported)
         await turns()
-        assert told == ["watched"]
+        assert reported == ["watched"]
 
 
-async def test_unwatching_is_for_everybody() -> None:
+async def test_unwatch_accepts_a_socket_that_is_not_watched() -> None:
     with watching() as hangups, pair() as (client, near):
         hangups.unwatch(near)  # never watched
-        told: list[str] = []
-        hangups.watch(near, partial(told.append, "left"))
+        reported: list[str] = []
+        hangups.watch(near, partial(reported.append, "left"))
         client.close()
-        await until(lambda: told)
-        hangups.unwatch(near)  # told of already
+        await until(lambda: reported)
+        hangups.unwatch(near)  # already reported
 
 
-async def test_who_was_unwatched_can_be_watched_again() -> None:
-    told: list[str] = []
+async def test_a_socket_can_be_watched_again() -> None:
+    reported: list[str] = []
     with watching() as hangups, pair() as (client, near):
-        hangups.watch(near, partial(told.append, "first"))
+        hangups.watch(near, partial(reported.append, "first"))
         hangups.unwatch(near)
-        hangups.watch(near, partial(told.append, "second"))
+        hangups.watch(near, partial(reported.append, "second"))
         client.close()
-        await until(lambda: told)
-        assert told == ["second"]
+        await until(lambda: reported)
+        assert reported == ["second"]
 
 
-async def test_one_that_goes_can_take_another_of_the_same_batch_along() -> None:
-    told: list[int] = []
+async def test_a_callback_can_unwatch_another_socket_of_the_same_batch() -> None:
+    reported: list[int] = []
     with watching() as hangups, contextlib.ExitStack() as stack:
         pairs = dict(enumerate(stack.enter_context(pair()) for _ in range(2)))
 
         def left(number: int) -> None:
-            told.append(number)
+            reported.append(number)
             _, other = pairs[1 - number]
             hangups.unwatch(other)
             other.close()
@@ -152,43 +152,43 @@ async def test_one_that_goes_can_take_another_of_the_same_batch_along() -> None:
             hangups.watch(near, partial(left, number))
         for client, _ in pairs.values():
             client.close()
-        await until(lambda: told)
+        await until(lambda: reported)
         await turns()
-        assert len(told) == 1
+        assert len(reported) == 1
 
 
-async def test_of_many_each_is_told_of_by_its_own_name() -> None:
-    told: list[int] = []
+async def test_each_of_many_hangups_calls_its_own_callback() -> None:
+    reported: list[int] = []
     with watching() as hangups, contextlib.ExitStack() as stack:
         pairs = [stack.enter_context(pair()) for _ in range(100)]
         for number, (_, near) in enumerate(pairs):
-            hangups.watch(near, partial(told.append, number))
+            hangups.watch(near, partial(reported.append, number))
         for client, _ in pairs[::2]:
             client.close()
-        await until(lambda: len(told) == 50)
+        await until(lambda: len(reported) == 50)
         await turns()
-        assert sorted(told) == list(range(0, 100, 2))
+        assert sorted(reported) == list(range(0, 100, 2))
         for _, near in pairs:
             hangups.unwatch(near)
 
 
-async def test_a_duplicate_that_lives_on_tells_nothing_once_it_is_unwatched() -> None:
-    # epoll(7): a descriptor that is closed stays watched as long as a duplicate is open, as it is in the fd store.
-    told: list[str] = []
+async def test_an_open_duplicate_reports_nothing_after_unwatch() -> None:
+    # epoll(7): a closed descriptor stays watched while a duplicate is open. The fd store holds such duplicates.
+    reported: list[str] = []
     with watching() as hangups, pair() as (client, near), pair() as (other, near_other):
         with near.dup():
-            hangups.watch(near, partial(told.append, "closed"))
+            hangups.watch(near, partial(reported.append, "closed"))
             hangups.unwatch(near)
             near.close()
             client.close()
-            hangups.watch(near_other, partial(told.append, "other"))
+            hangups.watch(near_other, partial(reported.append, "other"))
             other.close()
-            await until(lambda: told)
+            await until(lambda: reported)
             await turns()
-        assert told == ["other"]
+        assert reported == ["other"]
 
 
-async def test_closing_leaves_nothing_on_the_loop_and_no_descriptor() -> None:
+async def test_close_removes_the_reader_and_closes_the_descriptor() -> None:
     with pair() as (_, near):
         hangups = Hangups()
         hangups.open()

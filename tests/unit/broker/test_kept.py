@@ -73,7 +73,7 @@ def test_a_session_that_was_queued_is_read(
     assert (kept.clients, kept.offices) == ([client], [office])
 
 
-def test_an_office_whose_peer_has_gone_is_told_from_a_client(client: socket.socket) -> None:
+def test_an_office_socket_without_peer_is_not_taken_for_a_client(client: socket.socket) -> None:
     with listening(socket.AF_UNIX) as listener, connection(listener) as (far, near):
         far.close()
         (kept,), _ = read({office_name(17, 3, 0.0): [near, client]})
@@ -98,7 +98,7 @@ def test_a_time_before_boot_is_read(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("name", ["client", "client-x-1", "client-1", "office-1-2", "stored", "client-1-2-3", ""])
-def test_other_names_mean_nothing(client: socket.socket, name: str) -> None:
+def test_other_names_are_ignored(client: socket.socket, name: str) -> None:
     assert read({name: [client]}) == ([], [name])
 
 
@@ -116,7 +116,7 @@ def test_other_names_mean_nothing(client: socket.socket, name: str) -> None:
         ({"office-1-2-0": "co", "client-1-0": "c"}, False),
     ],
 )
-def test_only_what_is_whole_is_of_use(
+def test_only_complete_entries_are_used(
     client: socket.socket,
     office: socket.socket,
     names: dict[str, str],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A crowd of clients at once, before a fake office: who waits, who is told that there is no room, and what that takes.
+"""Many clients at once with one fake office: which wait, which are refused, and how much memory a waiting one needs.
 
-tests/machine/test_crowd.py has the same with real offices, ten times as many clients, and systemd.
+tests/machine/test_crowd.py does the same with systemd, real offices and ten times as many clients.
 """
 
 import asyncio
@@ -24,38 +24,38 @@ from world import World, world
 
 CLIENTS, WAITING = 500, 100
 REFUSAL = f"{WAITING} clients wait already ([queue] max_clients)"
-# What a waiting client may take of the broker's memory, in bytes; measured are 4,500.
+# The limit of the broker's memory for each waiting client, in bytes. The measured value is about 4,500.
 MOST_MEMORY = 8 * 1024
 MEASURED = 500
 
 
-async def be_one(it: World, served: list[str]) -> str:
-    """Be one client of a crowd; return what an exception says, or nothing if there is an office."""
+async def run_client(it: World, served: list[str]) -> str:
+    """Run one client. Return the text of its refusal, or "" if it got an office."""
     async with it.client() as client:
-        # The request that ooodd refuses. The fake office greets, and breaks off a conversation that begins like that.
+        # ooodd can refuse this request. A fake office sends its greeting, but does not echo a session that begins so.
         await client.send(first_request())
         first = await client.receive(len(GREETING))
         if first != GREETING:
             return (first + await client.receive(1 << 20)).decode(errors="replace")
-        served.append(name(client))
+        served.append(address_of(client))
         return ""
 
 
-def name(client: FakeClient) -> str:
+def address_of(client: FakeClient) -> str:
     host, port = client.socket.getsockname()
     return f"{host}:{port}"
 
 
-async def test_of_a_crowd_some_wait_in_order_and_the_others_are_told_why_not() -> None:
+async def test_many_clients_wait_in_order_and_the_rest_are_refused() -> None:
     served: list[str] = []
     async with world(f"[pool]\nworkers=1\n[queue]\nmax_clients={WAITING}") as it:
         async with it.client() as holder:
             await holder.open()
-            crowd = [asyncio.create_task(be_one(it, served)) for _ in range(CLIENTS)]
-            await until(lambda: sum(task.done() for task in crowd) == CLIENTS - WAITING)
+            clients = [asyncio.create_task(run_client(it, served)) for _ in range(CLIENTS)]
+            await until(lambda: sum(task.done() for task in clients) == CLIENTS - WAITING)
             assert it.queued(WAITING)
             assert served == []
-        answers = await asyncio.gather(*crowd)
+        answers = await asyncio.gather(*clients)
         await until(lambda: not it.broker.driver.clients)
         await settled(it.broker.pool, State.IDLE)
     refusals = [answer for answer in answers if answer]
@@ -68,14 +68,14 @@ async def test_of_a_crowd_some_wait_in_order_and_the_others_are_told_why_not() -
     assert served == [fields["client"] for fields in begun]
 
 
-async def test_a_waiting_client_takes_little_memory(
+async def test_a_waiting_client_needs_little_memory(
     monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     monkeypatch.setattr(world_module, "NoFdStore", lambda: SystemdFdStore(NoNotifier(), Marks()))
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=10000") as it, it.client() as holder:
         await holder.open()
         with ExitStack() as stack:
-            # All that the clients themselves take is there before: the kernel connects them while the broker waits.
+            # Connect the clients before the measurement, so that it does not include their own memory.
             for _ in range(MEASURED):
                 client = stack.enter_context(socket.create_connection(it.listener.getsockname()))
                 client.sendall(OPENING)

@@ -25,7 +25,7 @@ def test_each_reason_to_refuse_a_client_has_a_text() -> None:
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
-def test_each_text_says_who_speaks_what_is_wrong_and_what_to_do(reason: Reason) -> None:
+def test_each_text_names_ooodd_the_problem_and_the_remedy(reason: Reason) -> None:
     text = refusals.text(reason, **FIELDS)
     assert text.startswith("ooodd: ")
     assert text.isprintable()
@@ -42,5 +42,5 @@ def test_each_text_says_who_speaks_what_is_wrong_and_what_to_do(reason: Reason) 
         (Reason.NO_OFFICE, ": no office in {nowhere}: install one"),
     ],
 )
-def test_a_text_has_the_values_in_force(reason: Reason, part: str) -> None:
+def test_a_text_contains_the_current_values(reason: Reason, part: str) -> None:
     assert part in refusals.text(reason, **FIELDS)

@@ -16,11 +16,11 @@ from ooodd.messages import Message
 from ooodd.office.office import Office
 from ooodd.pool.actions import Lease, Reason
 from ooodd.pool.pool import State
-from succession import HELLO, ONE, TWO, Machine, SystemdKeep, echoes, machine, turns
+from succession import HELLO, ONE, TWO, Machine, SystemdStorage, echoes, machine, turns
 from world import world
 
 
-async def test_a_stop_that_a_restart_interrupted_costs_no_later_session(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_interrupted_by_a_restart_ends_no_later_session(monkeypatch: pytest.MonkeyPatch) -> None:
     async with machine(ONE, ["deaf"]) as it:
         await until(lambda: it.fake.offices)
         await it.hand_over()  # the office runs, but is not ready yet
@@ -44,7 +44,7 @@ async def test_a_stop_that_a_restart_interrupted_costs_no_later_session(monkeypa
 
 
 @pytest.mark.parametrize("event", ["crash", "stop"])
-async def test_a_lease_that_is_broken_before_it_is_taken_up_is_no_session(
+async def test_a_lease_that_ends_before_its_session_begins_is_no_session(
     monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
     async with world() as it, it.client() as one, it.client() as two:
@@ -74,7 +74,7 @@ async def test_a_lease_that_is_broken_before_it_is_taken_up_is_no_session(
         assert it.journal.count(messages.INTERNAL_ERROR) == 0
 
 
-async def test_an_office_that_is_lost_while_its_session_is_frozen_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_office_lost_while_its_session_is_frozen_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     async with machine(TWO) as it, it.client() as client:
         await settled(it.broker.pool, State.IDLE, State.IDLE)
         assert await client.open() == HELLO
@@ -93,7 +93,7 @@ async def test_an_office_that_is_lost_while_its_session_is_frozen_is_told_of(mon
         assert it.journal.count(messages.SESSION_LOST) == 0
 
 
-async def test_a_client_that_hangs_up_while_its_broker_leaves_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_hangs_up_during_a_hand_over_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with machine(ONE) as it, it.client() as busy, it.client() as waiting:
         assert await busy.open() == HELLO
         await waiting.send(OPENING)
@@ -113,7 +113,7 @@ async def test_a_client_that_hangs_up_while_its_broker_leaves_is_told_of_once(mo
         assert await echoes(busy)
 
 
-async def test_a_stop_under_way_at_a_restart_counts_once() -> None:
+async def test_a_stop_in_progress_at_a_restart_counts_once() -> None:
     async with machine(ONE) as it:
         async with it.client() as client:
             assert await client.open() == HELLO
@@ -128,7 +128,7 @@ async def test_a_stop_under_way_at_a_restart_counts_once() -> None:
         assert it.journal.count(messages.WORKER_RECYCLED) == 0
 
 
-async def test_an_error_amid_adoption_leaves_all_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_an_error_during_adoption_the_next_broker_adopts_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async with machine(ONE) as it, it.client() as busy, it.client() as waiting:
         assert await busy.open() == HELLO
         await waiting.send(OPENING)
@@ -143,7 +143,7 @@ async def test_an_error_amid_adoption_leaves_all_to_the_next(monkeypatch: pytest
         await asyncio.gather(*sessions, return_exceptions=True)
         await turns(2)
         it.kill()
-        await it.bury()
+        await it.clean_up_after_kill()
         await it.begin()
         assert await echoes(busy)
         busy.socket.close()
@@ -151,7 +151,7 @@ async def test_an_error_amid_adoption_leaves_all_to_the_next(monkeypatch: pytest
 
 
 class SlowJobs:
-    """Has the starts and stops of a machine's offices take time, as jobs of systemd that go on without the broker."""
+    """Makes starts and stops of offices slow. Like jobs of systemd, they go on when the broker ends."""
 
     def __init__(self, it: Machine, chance: random.Random) -> None:
         self._fake = it.fake
@@ -190,8 +190,8 @@ class SlowJobs:
             await self._fake.stop(number)
 
 
-class Herd:
-    """Clients that have one session after the other, until they are told to stop."""
+class Clients:
+    """Clients that open one session after the other until `stopping` is set."""
 
     def __init__(self, it: Machine, chance: random.Random) -> None:
         self._address = it.listener.getsockname()
@@ -210,44 +210,44 @@ class Herd:
                     self.failed.append(repr(error))
 
     async def _session(self, client: FakeClient) -> None:
-        words = OPENING + self._chance.randbytes(8).hex().encode()
-        await client.send(words)
-        heard = await client.receive(len(GREETING + words))
+        data = OPENING + self._chance.randbytes(8).hex().encode()
+        await client.send(data)
+        received = await client.receive(len(GREETING + data))
         for _ in range(self._chance.randrange(4)):
             await turns(self._chance.randrange(20))
             await client.send(OPENING)
-            heard += await client.receive(len(OPENING))
+            received += await client.receive(len(OPENING))
         client.socket.shutdown(socket.SHUT_WR)
-        if not heard.startswith(GREETING + words) or await client.receive(1):
-            self.failed.append(repr(heard))
+        if not received.startswith(GREETING + data) or await client.receive(1):
+            self.failed.append(repr(received))
         self.served += 1
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_restarts_at_any_moment_are_noticed_by_no_client(seed: int) -> None:
+async def test_restarts_at_any_moment_affect_no_client(seed: int) -> None:
     chance = random.Random(seed)
     config = "[pool]\nworkers=3\nmin_workers=3\nmax_uses=4\nmax_uses_jitter=2\n"
     lines: list[Message] = []
-    async with machine(config, keep=SystemdKeep()) as it:
+    async with machine(config, storage=SystemdStorage()) as it:
         it.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)  # as ooodd.socket does
         slow = SlowJobs(it, chance)
-        herd = Herd(it, chance)
-        clients = [asyncio.create_task(herd.client(), name=f"client {number}") for number in range(7)]
+        load = Clients(it, chance)
+        clients = [asyncio.create_task(load.client(), name=f"client {number}") for number in range(7)]
         for _ in range(10):
             await turns(chance.randrange(120))
             await it.hand_over()
             lines += [message for message, _ in it.journal.lines]
-            if slow.jobs:  # the next broker's first question to systemd comes after them
+            if slow.jobs:  # systemd finishes the jobs before it answers the next broker
                 await asyncio.wait(slow.jobs)
             await it.begin()
-        herd.stopping = True
+        load.stopping = True
         await asyncio.gather(*clients)
         await until(lambda: not it.broker.driver.clients)
         await settled(it.broker.pool, *[State.IDLE] * 3)
         count = Counter(lines + [message for message, _ in it.journal.lines])
         totals = it.broker.pool.totals
-        assert herd.failed == []
+        assert load.failed == []
         assert count[messages.SESSION_LOST] == count[messages.INTERNAL_ERROR] == count[messages.CLIENT_LOST] == 0
-        assert totals.sessions == herd.served == count[messages.SESSION_BEGIN] == count[messages.SESSION_END]
+        assert totals.sessions == load.served == count[messages.SESSION_BEGIN] == count[messages.SESSION_END]
         assert (totals.dirty, totals.recycled) == (count[messages.WORKER_DIRTY], count[messages.WORKER_RECYCLED])
         assert totals.crashed == totals.hung == 0

@@ -9,7 +9,7 @@ from ooodd import messages
 from ooodd.broker.client import Phase, Turn
 from ooodd.pool.actions import Lease
 from ooodd.pool.pool import State
-from succession import HELLO, ONE, TWO, SystemdKeep, machine
+from succession import HELLO, ONE, TWO, SystemdStorage, machine
 from world import QUERY, asks, world
 
 
@@ -18,36 +18,36 @@ def since(systemd: FakeSystemd, count: int) -> list[tuple[str, int]]:
     return [(name.split("-")[0], fds) for name, fds in systemd.messages[count:]]
 
 
-async def test_a_client_that_is_served_at_once_costs_two_messages_to_systemd() -> None:
-    keep = SystemdKeep()
-    async with machine(ONE, keep=keep) as it:
+async def test_a_client_that_is_served_at_once_needs_two_messages_to_systemd() -> None:
+    storage = SystemdStorage()
+    async with machine(ONE, storage=storage) as it:
         await settled(it.broker.pool, State.IDLE)
-        before = len(keep.systemd.messages)
+        before = len(storage.systemd.messages)
         async with it.client() as client:
             assert await client.open() == HELLO
         await settled(it.broker.pool, State.IDLE)
         await until(lambda: not it.broker.driver.clients)
-        assert since(keep.systemd, before) == [("office", 2), ("office", 0)]
+        assert since(storage.systemd, before) == [("office", 2), ("office", 0)]
 
 
-async def test_a_client_that_was_queued_costs_four_messages_to_systemd() -> None:
-    keep = SystemdKeep()
-    async with machine(ONE, keep=keep) as it, it.client() as waiting:
+async def test_a_client_that_was_queued_needs_four_messages_to_systemd() -> None:
+    storage = SystemdStorage()
+    async with machine(ONE, storage=storage) as it, it.client() as waiting:
         await settled(it.broker.pool, State.IDLE)
         async with it.client() as busy:
             assert await busy.open() == HELLO
-            before = len(keep.systemd.messages)
+            before = len(storage.systemd.messages)
             await waiting.send(OPENING)
             await until(lambda: it.broker.pool.queue)
         assert await waiting.receive(len(HELLO)) == HELLO
         waiting.socket.close()
         await settled(it.broker.pool, State.IDLE)
         await until(lambda: not it.broker.driver.clients)
-        mine = [entry for entry in since(keep.systemd, before) if entry != ("office", 0)]
+        mine = [entry for entry in since(storage.systemd, before) if entry != ("office", 0)]
         assert mine == [("client", 1), ("office", 1), ("client", 0)]
 
 
-async def test_a_client_that_leaves_in_the_turn_in_which_it_gets_a_worker_leaves_it_untouched(
+async def test_a_client_that_leaves_as_it_gets_a_worker_does_not_use_the_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with world() as it, it.client() as busy:
@@ -74,7 +74,7 @@ async def test_a_client_that_leaves_in_the_turn_in_which_it_gets_a_worker_leaves
         assert it.journal.count(messages.SESSION_BEGIN) == it.journal.count(messages.SESSION_END) == 1
 
 
-async def test_of_refused_clients_that_do_not_close_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_refused_clients_that_stay_close_the_oldest_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.broker.broker._MOST_REFUSED", 2)
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=0") as it, it.client() as busy:
         assert await busy.open() == HELLO
@@ -88,7 +88,7 @@ async def test_of_refused_clients_that_do_not_close_the_oldest_goes(monkeypatch:
             assert {client.phase for client in it.broker.driver.clients.values()} == {Phase.FORWARDING, Phase.REFUSED}
 
 
-async def test_a_queue_beyond_what_is_kept_is_warned_of() -> None:
+async def test_a_queue_that_exceeds_the_fd_store_is_warned_of() -> None:
     async with world("[pool]\nworkers=1\n[queue]\nmax_clients=1501") as it:
         warning = await it.journal.wait_for(messages.QUEUE_BEYOND_STORE)
         assert warning == {"max_clients": 1501, "kept": 1500}
@@ -97,7 +97,7 @@ async def test_a_queue_beyond_what_is_kept_is_warned_of() -> None:
         assert it.journal.count(messages.QUEUE_BEYOND_STORE) == 0
 
 
-async def test_an_error_in_the_data_path_ends_that_session_and_its_office() -> None:
+async def test_an_error_in_the_data_path_ends_only_its_session_and_office() -> None:
     async with machine(TWO) as it, it.client() as client, it.client() as other:
         await settled(it.broker.pool, State.IDLE, State.IDLE)
         assert await client.open() == HELLO
