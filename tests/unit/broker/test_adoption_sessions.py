@@ -136,9 +136,10 @@ async def test_a_hand_over_flushes_the_data_that_the_broker_holds() -> None:
         forwarding = it.forwarding(1)
         session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         await client.send(data)
-        await until(lambda: forwarding._to_office.total == len(OPENING) + len(data))
-        assert forwarding._to_office._pending is None
-        assert forwarding._to_client._pending is not None
+        await until(
+            lambda: forwarding._to_office.total == len(OPENING) + len(data) and not forwarding._to_office.pending
+        )
+        await until(lambda: forwarding._to_client.pending)
         it.broker.end(End.HAND_OVER)
         await it.journal.wait_for(messages.BROKER_HANDS_OVER)
         session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
