@@ -33,11 +33,13 @@ class Hangups:
         self._callbacks[connection.fileno()] = hung_up
         self._epoll.register(connection, select.EPOLLRDHUP)
 
-    def unwatch(self, connection: socket.socket) -> None:
-        """Watch the socket no more. Does nothing if it is not watched."""
-        if self._callbacks.pop(connection.fileno(), None) is not None:
-            assert self._epoll is not None
-            self._epoll.unregister(connection)
+    def unwatch(self, connection: socket.socket) -> bool:
+        """Watch the socket no more. Return whether it was watched."""
+        if self._callbacks.pop(connection.fileno(), None) is None:
+            return False
+        assert self._epoll is not None
+        self._epoll.unregister(connection)
+        return True
 
     def close(self) -> None:
         """Watch nothing any more."""

@@ -173,8 +173,10 @@ class Session:
         """Wait for the client's turn; False for one that is refused or has left."""
         while self.client.phase is Phase.QUEUED:
             decision = await self.client.turn.decided()
-            self._hangups.unwatch(self.client.connection)
+            waited = self._hangups.unwatch(self.client.connection)
             match decision:
+                case Lease() if waited and self.client.has_hung_up:  # in this very turn of the loop
+                    self._leave_queue()
                 case Lease():
                     self._occupy(decision)
                 case Refused(text):
@@ -184,14 +186,8 @@ class Session:
         return self.client.phase is Phase.LEASED
 
     def _occupy(self, lease: Lease) -> None:
-        """Connect to the worker's office, and keep the session. If that fails, the client is queued again.
-
-        A client that has hung up leaves the office untouched. No UNO client does so before it has had an answer.
-        """
+        """Connect to the worker's office, and keep the session. If that fails, the client is queued again."""
         client, number = self.client, lease.worker
-        if client.has_hung_up:
-            self._leave_queue()
-            return
         try:
             office = self._driver.keeper.office(number).connect()
         except WorkerLostError:  # the probe finds out why
