@@ -217,7 +217,8 @@ class Broker:
         """Take a new client. Until it is kept in the store, a mark tells the next broker of it."""
         marks = self._store.marks
         number = marks.last_session = marks.last_session + 1
-        marks.accepted = number, peer.name
+        marks.accepted = number, peer.name  # first of all: until then nobody else knows of it
+        listeners.set_options(connection)
         session = self._session(Client(number, connection, peer, time.monotonic()))
         try:
             session.begin()

@@ -100,7 +100,7 @@ def listen(address: str) -> socket.socket:
 
 
 def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, Peer]]:
-    """Yield the clients that wait, `_BATCH` at most; the caller closes them.
+    """Yield the clients that wait, `_BATCH` at most; the caller closes them, and calls `set_options` before using them.
 
     A connection that failed before it was accepted is skipped. Raises any other OSError of accept(2), EMFILE for
     example: it would come again at once.
@@ -114,20 +114,20 @@ def accept(listener: socket.socket) -> Iterator[tuple[socket.socket, Peer]]:
             if error.errno in _ERRORS_OF_THE_CONNECTION:
                 continue
             raise
-        connection.setblocking(False)  # noqa: FBT003
-        if connection.family in (socket.AF_INET, socket.AF_INET6):
-            _set_tcp_options(connection)
         yield connection, peer_at(address)
 
 
-def _set_tcp_options(connection: socket.socket) -> None:
-    """Send small packets at once, and notice a vanished client also while data that we sent is unacknowledged.
+def set_options(connection: socket.socket) -> None:
+    """Have an accepted connection not block, send small packets at once, and notice that its client has vanished.
 
     The kernel sends no keep-alive probes as long as sent data is unacknowledged; without TCP_USER_TIMEOUT it repeats
     that data for some 15 minutes. The keep-alive times, which the connection has from its listener, rule both. A host
     that answers, but whose client reads nothing for that long while its window is full, is given up too: UNO clients
     have a thread that reads.
     """
+    connection.setblocking(False)  # noqa: FBT003
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     with contextlib.suppress(OSError):  # it has disconnected
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
@@ -140,7 +140,7 @@ class Acceptor:
     """Accepts clients. While accept(2) fails, clients wait in the listeners, and it tries again."""
 
     def __init__(self, journal: Journal, accepted: Callable[[socket.socket, Peer], None]) -> None:
-        """Call `accepted` with each client; it has to close the connection."""
+        """Call `accepted` with each client, as `accept` yields it; it has to close the connection."""
         self._journal = journal
         self._accepted = accepted
         self._loop = asyncio.get_running_loop()

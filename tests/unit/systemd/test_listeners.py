@@ -16,7 +16,7 @@ from fakes import ListJournal
 from ooodd import messages
 from ooodd.errors import ListenError
 from ooodd.systemd import listeners
-from ooodd.systemd.listeners import Acceptor, accept, listen, name, refuse_waiting
+from ooodd.systemd.listeners import Acceptor, accept, listen, name, refuse_waiting, set_options
 from ooodd.systemd.peer import Peer, peer, peer_at
 
 # In the foreground
@@ -174,6 +174,7 @@ def test_accepting_yields_who_waits_and_their_addresses() -> None:
         assert [who for _, who in accepted] == [Peer(f"{host}:{port}", host) for host, port in addresses]
         for connection, who in accepted:
             assert peer(connection) == who
+            set_options(connection)
             assert not connection.getblocking()
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             connection.close()
@@ -220,6 +221,7 @@ def test_an_address_names_its_host(address: object, expected: Peer) -> None:
 def test_a_connection_is_given_up_when_its_keep_alive_would_be() -> None:
     with listen("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
         ((connection, _),) = accept(listener)
+        set_options(connection)
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
         connection.close()
 
@@ -234,6 +236,7 @@ def test_the_listener_s_own_keep_alive_times_rule(idle: int, interval: int, coun
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
         with socket.create_connection(listener.getsockname()):
             ((connection, _),) = accept(listener)
+            set_options(connection)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
             connection.close()
 
@@ -243,6 +246,7 @@ def test_without_keep_alive_a_connection_may_stay_for_ever() -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
         with socket.create_connection(listener.getsockname()):
             ((connection, _),) = accept(listener)
+            set_options(connection)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
             connection.close()
 
