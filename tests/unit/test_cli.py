@@ -322,6 +322,12 @@ class Service:
         self.port.setblocking(False)  # noqa: FBT003 - dup() returns a blocking socket
         return asyncio.create_task(cli._run_as_service(options))
 
+    async def restart(self, running: "asyncio.Task[int]") -> None:
+        """Have systemd end the service for a restart. The caller starts it again."""
+        self.units.job = "restart"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == 0
+
     def client(self) -> FakeClient:
         return FakeClient(self.port.getsockname())
 
@@ -389,9 +395,7 @@ async def test_a_restarted_service_keeps_sessions_and_waiting_clients(
             await waiting.send(OPENING)
             while len({name.split("-")[1] for name in it.store.kept}) < 2:  # noqa: ASYNC110 - the store has no event
                 await asyncio.sleep(0)
-            it.units.job = "restart"
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert await running == 0
+            await it.restart(running)
             assert it.journal.count(messages.BROKER_HANDS_OVER) == 1
             assert list(it.units.offices) == [1]
 
@@ -449,9 +453,7 @@ async def test_a_broker_that_cannot_start_leaves_the_sessions_to_the_next_broker
             await waiting.send(OPENING)
             while len({name.split("-")[1] for name in it.store.kept}) < 2:  # noqa: ASYNC110 - the store has no event
                 await asyncio.sleep(0)
-            it.units.job = "restart"
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert await running == 0
+            await it.restart(running)
             with socket.socket(socket.AF_UNIX) as other:
                 other.bind(str(it.directory / "control"))
                 other.listen()
@@ -471,9 +473,7 @@ async def test_a_broker_that_fails_leaves_the_sessions_to_the_next_broker(monkey
         running = it.start()
         async with it.client() as client:
             assert await client.open() == HELLO
-            it.units.job = "restart"
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert await running == 0
+            await it.restart(running)
             with monkeypatch.context() as patch:
                 patch.setattr("ooodd.broker.broker.Reporter.ready", lambda _: 1 / 0)
                 with pytest.raises(ZeroDivisionError):

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
 from ooodd import messages
-from ooodd.broker.client import Client, Phase, Tenure
+from ooodd.broker.client import Client, Phase, Tenure, peek_opening
 from ooodd.broker.kept import Kept, read
 from ooodd.datapath.forward import Forwarding
 from ooodd.datapath.path import SessionLimits
@@ -24,10 +24,10 @@ from ooodd.office.office import Office
 from ooodd.pool.actions import Action, Reason
 from ooodd.pool.admission import Waiting
 from ooodd.pool.pool import Pool, Worker
-from ooodd.systemd.fdstore import FdStore, discard
+from ooodd.systemd.fdstore import FdStore, shut_down
 from ooodd.systemd.marks import MOST_WORKERS, Slot
 from ooodd.systemd.peer import peer
-from ooodd.uno.urp import OPENING_SIZE, is_opening
+from ooodd.uno.urp import is_opening
 
 
 class Adoption:
@@ -180,19 +180,15 @@ class Adoption:
 
     def _drop(self, names: Sequence[str], sockets: Sequence[socket.socket]) -> None:
         for each in sockets:
-            discard(each)
+            shut_down(each)
+            each.close()
         for name in reversed(names):
             self._store.drop(name)
 
 
 def _has_opening(kept: Kept | None) -> bool:
     """Return whether a client's first bytes are still in its socket: then its session has not begun."""
-    if kept is None:
-        return False
-    try:
-        return bool(is_opening(kept.clients[0].recv(OPENING_SIZE, socket.MSG_PEEK)))
-    except OSError:
-        return False
+    return kept is not None and bool(is_opening(peek_opening(kept.clients[0])))
 
 
 def _objection(slot: Slot, *, ready: bool) -> str:

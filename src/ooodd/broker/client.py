@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from ooodd.datapath.path import DataPath
 from ooodd.pool.actions import Lease
+from ooodd.systemd.fdstore import shut_down
 from ooodd.systemd.peer import Peer
 from ooodd.uno.urp import OPENING_SIZE
 
@@ -139,10 +140,7 @@ class Client:
 
     def opening(self) -> bytes:
         """Return the first bytes, which stay in the socket; none if nothing has come, or nothing will."""
-        try:
-            return self.connection.recv(OPENING_SIZE, socket.MSG_PEEK)
-        except OSError:
-            return b""
+        return peek_opening(self.connection)
 
     async def wait_for_opening(self) -> None:
         """Wait until the first bytes are there, as many as tell a UNO client, or the end.
@@ -168,8 +166,7 @@ class Client:
     def hang_up(self) -> None:
         """End its connections, whatever other descriptors of them there are: the fd store may have some."""
         for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            shut_down(connection)
 
     def close(self) -> None:
         """Close its descriptors. May be called twice."""
@@ -180,3 +177,11 @@ class Client:
     def connections(self) -> list[socket.socket]:
         """Its own connection, and that to its office if it has one."""
         return [self.connection] if self.tenure is None else [self.connection, self.tenure.office]
+
+
+def peek_opening(connection: socket.socket) -> bytes:
+    """Return a connection's first bytes, which stay in the socket; none if nothing has come, or nothing will."""
+    try:
+        return connection.recv(OPENING_SIZE, socket.MSG_PEEK)
+    except OSError:
+        return b""

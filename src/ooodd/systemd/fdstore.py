@@ -128,8 +128,7 @@ def _new_marks(notifier: Notifier, old: bytes | None) -> Marks:
         os.close(fd)
 
 
-def discard(connection: socket.socket) -> None:
-    """End a connection for its peer too, though the store may have another descriptor of it, and close it."""
-    with suppress(OSError):
+def shut_down(connection: socket.socket) -> None:
+    """End a connection for its peer too, though the store may have another descriptor of it. The caller closes it."""
+    with suppress(OSError):  # it has ended already
         connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

@@ -12,7 +12,7 @@ import pytest
 
 from fakesystemd import FakeSystemd
 from ooodd.systemd import fdstore
-from ooodd.systemd.fdstore import NoFdStore, discard
+from ooodd.systemd.fdstore import NoFdStore, shut_down
 from ooodd.systemd.marks import MAGIC_2, SIZE_2, Marks
 
 
@@ -123,10 +123,11 @@ def test_any_sequence_leaves_what_it_says(it: World) -> None:
     assert len(it.systemd.stored) == 1 + sum(map(len, expected.values()))
 
 
-def test_a_discarded_socket_ends_for_its_peer_though_it_is_kept(it: World) -> None:
+def test_a_socket_that_is_shut_down_ends_for_its_peer_though_it_is_kept(it: World) -> None:
     ours, theirs = socket.socketpair()
     it.store.keep("client-1-0", ours)
-    discard(ours)
+    shut_down(ours)
+    ours.close()
     assert theirs.recv(1) == b""
     theirs.close()
 
