@@ -29,7 +29,7 @@ from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.office.office import Office
 from ooodd.office.processes import ProcessSupervisor
 from ooodd.office.units import UnitSupervisor
-from ooodd.systemd import fdstore, listeners
+from ooodd.systemd import fdstore, listeners, users
 from ooodd.systemd.fdstore import FdStore, NoFdStore
 from ooodd.systemd.marks import MOST_WORKERS
 from ooodd.systemd.notify import NoNotifier, SystemdNotifier
@@ -106,13 +106,16 @@ async def _run_as_service(options: argparse.Namespace) -> int:
     sockets: list[socket.socket] = []
     try:
         sockets, passed = listeners.from_systemd()
+        lookup, passed = users.take(passed)
         store, left = fdstore.take_over(notifier, passed)
         try:
             settings = _load(options, store, len(read(left)[0]), journal)
             journal.set_level(settings.log.level)
-            await _serve_as_service(options, settings, journal, notifier, store, left, sockets)
+            broker = partial(Broker, settings, journal=journal, notifier=notifier, store=store, users=lookup)
+            await _serve_as_service(options, broker, journal, left, sockets)
         finally:
             store.close()
+            lookup.close()
             for connection in chain(*left.values()):  # those that no broker has adopted; they stay in the store
                 connection.close()
     except OooddError as error:
@@ -130,10 +133,8 @@ async def _run_as_service(options: argparse.Namespace) -> int:
 
 async def _serve_as_service(
     options: argparse.Namespace,
-    settings: config.Config,
+    make_broker: Callable[..., Broker],
     journal: Journal,
-    notifier: SystemdNotifier,
-    store: FdStore,
     left: dict[str, list[socket.socket]],
     sockets: Sequence[socket.socket],
 ) -> None:
@@ -141,7 +142,7 @@ async def _serve_as_service(
     supervisor = await UnitSupervisor.connect()
     supervisor.on_bus = partial(_report_bus, journal)
     try:
-        broker = Broker(settings, supervisor, journal, notifier, store)
+        broker = make_broker(supervisor=supervisor)
         async with _controlled(broker, options, supervisor) as control:
             await supervisor.stop_others(_ours(await supervisor.running()))
             running = _ours(await supervisor.running())  # nothing is awaited until they are the broker's
@@ -176,13 +177,16 @@ async def _run_in_foreground(options: argparse.Namespace) -> int:
     listener = listeners.listen(options.listen)
     supervisor = ProcessSupervisor(options.office)
     supervisor.remove_leftovers()
+    lookup = users.open_own()
     try:
-        broker = Broker(settings, supervisor, StreamJournal(settings.log.level), NoNotifier(), NoFdStore())
+        journal = StreamJournal(settings.log.level)
+        broker = Broker(settings, supervisor, journal, NoNotifier(), NoFdStore(), lookup)
         async with _controlled(broker, options) as control:
             await control.serve()
             await broker.run([listener])
     finally:
         await supervisor.close()
+        lookup.close()
         listener.close()
     return 0
 

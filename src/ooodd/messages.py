@@ -123,6 +123,11 @@ SESSION_END = Message(
     Priority.INFO,
     "session {session}: ended by {by} after {seconds:.1f} s, {to_office} bytes to the office, {to_client} back",
 )
+SESSION_RECLAIMED = Message(
+    "b1d9be4a7c0f4a0e9a5d1e4f5c2a7d36",
+    Priority.INFO,
+    "session {session}: ended after {seconds:.1f} s for a client that waits: it was quiet, with no document open",
+)
 SESSION_LOST = Message(
     "94f8b9d7836a403194f8aa3ade51edc4",
     Priority.WARNING,

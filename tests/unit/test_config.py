@@ -60,7 +60,13 @@ def test_an_empty_file_gives_all_defaults() -> None:
             "probe_timeout": 5.0,
         },
         "queue": {"max_clients": 1000, "max_per_host": None, "timeout": 600.0},
-        "session": {"timeout": None, "idle_timeout": None, "grace": 10.0, "drain_timeout": 30.0},
+        "session": {
+            "timeout": None,
+            "idle_timeout": None,
+            "reclaim_after": 1.0,
+            "grace": 10.0,
+            "drain_timeout": 30.0,
+        },
         "data_path": {"mode": "forward"},
         "log": {"level": "info"},
     }
@@ -86,6 +92,7 @@ ALL_KEYS = """
     [session]
     timeout = "1h"
     idle_timeout = "2h"
+    reclaim_after = "500ms"
     grace = 0
     drain_timeout = "0s"
     [data_path]
@@ -111,7 +118,13 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
             "probe_timeout": 0.1,
         },
         "queue": {"max_clients": 0, "max_per_host": 2, "timeout": 7.5},
-        "session": {"timeout": 3600.0, "idle_timeout": 7200.0, "grace": 0.0, "drain_timeout": 0.0},
+        "session": {
+            "timeout": 3600.0,
+            "idle_timeout": 7200.0,
+            "reclaim_after": 0.5,
+            "grace": 0.0,
+            "drain_timeout": 0.0,
+        },
         "data_path": {"mode": "forward"},
         "log": {"level": "detail"},
     }
@@ -128,6 +141,7 @@ def test_each_key_is_shown_with_one_json_type(text: str) -> None:
 
 
 DURATIONS = (
+    "reclaim_after",
     *("max_age", "start_timeout", "idle_timeout", "probe_interval", "probe_timeout"),
     *("timeout", "grace", "drain_timeout"),
 )

@@ -22,23 +22,26 @@ from ooodd.journal import Journal
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.pool.actions import Action, Reason
-from ooodd.pool.admission import Waiting
-from ooodd.pool.pool import Pool, Worker
+from ooodd.pool.pool import Place, Pool, Worker
 from ooodd.systemd.fdstore import FdStore, shut_down
 from ooodd.systemd.marks import MOST_WORKERS, Slot
 from ooodd.systemd.peer import peer
+from ooodd.systemd.users import Users
 from ooodd.uno.urp import is_opening
 
 
 class Adoption:
     """Tells pool and keeper what there is. What the broker has to do then is in `clients` and `actions`."""
 
-    def __init__(self, pool: Pool, keeper: Keeper, store: FdStore, journal: Journal, limits: SessionLimits) -> None:
+    def __init__(
+        self, pool: Pool, keeper: Keeper, store: FdStore, users: Users, journal: Journal, limits: SessionLimits
+    ) -> None:
         """Take over nothing yet."""
         self._pool = pool
         self._keeper = keeper
         self._store = store
         self._marks = store.marks
+        self._users = users
         self._journal = journal
         self._limits = limits
         self._now = time.monotonic()
@@ -143,7 +146,7 @@ class Adoption:
             self._give_up(kept, reason)
         elif kept is not None:
             client = self._client(kept, Phase.LEASED)
-            self.actions += self._pool.adopt(number, self._now, before, (client.session, client.peer.host))
+            self.actions += self._pool.adopt(number, self._now, before, (client.session, _place(client)))
             client.tenure = self._tenure(kept, client, slot)
             return None
         probe = self._pool.adopt(number, self._now, before)
@@ -164,11 +167,12 @@ class Adoption:
 
     def _take_over_queued(self, kept: Kept) -> None:
         client = self._client(kept, Phase.QUEUED)
-        self.actions += self._pool.rejoin(client.session, Waiting(client.since, client.peer.host), self._now)
+        self.actions += self._pool.rejoin(client.session, _place(client), self._now)
 
     def _client(self, kept: Kept, phase: Phase) -> Client:
         (connection,) = kept.clients
-        client = Client(kept.session, connection, peer(connection), kept.since, phase, kept=kept.names)
+        client = Client(kept.session, connection, peer(connection), kept.since, phase=phase, kept=kept.names)
+        client.user = self._users.user(connection)
         self.clients.append(client)
         return client
 
@@ -184,6 +188,10 @@ class Adoption:
             each.close()
         for name in reversed(names):
             self._store.drop(name)
+
+
+def _place(client: Client) -> Place:
+    return Place(client.since, client.peer.host, client.user)
 
 
 def _has_opening(kept: Kept | None) -> bool:

@@ -38,6 +38,7 @@ from ooodd.systemd.fdstore import FdStore
 from ooodd.systemd.listeners import Acceptor
 from ooodd.systemd.notify import Notifier, Reporter
 from ooodd.systemd.peer import Peer
+from ooodd.systemd.users import Users
 
 # More silent connections than these are port checks or an attack: the oldest is closed. With many connections at once
 # the kernel does without DeferAcceptSec= and sends cookies (tcp_max_syn_backlog): 900 of 5,000 came unheard.
@@ -65,12 +66,18 @@ class Broker:
     """Serves UNO clients from a pool of offices."""
 
     def __init__(
-        self, config: Config, supervisor: Supervisor, journal: Journal, notifier: Notifier, store: FdStore
+        self,
+        config: Config,
+        supervisor: Supervisor,
+        journal: Journal,
+        notifier: Notifier,
+        store: FdStore,
+        users: Users | None = None,
     ) -> None:
-        """Prepare; `run` does it. Supervisor and store stay the caller's to close."""
+        """Prepare; `run` does it. Supervisor, store and users stay the caller's to close."""
         self.config = config
         self.pool = Pool(_limits(config), random.Random(), Totals(*store.marks.totals))  # noqa: S311 - no secret
-        self.driver = Driver(config, self.pool, supervisor, journal, store)
+        self.driver = Driver(config, self.pool, supervisor, journal, store, users or Users())
         self.driver.changed = self._pool_changed
         self._journal = journal
         self._store = store
@@ -99,7 +106,10 @@ class Broker:
     def adopt(self, left: Mapping[str, Sequence[socket.socket]], running: Mapping[int, Office]) -> None:
         """Take over, before `run`, what the store has kept, which is the broker's to close from now on, and offices."""
         self._hangups.open()
-        adoption = Adoption(self.pool, self.driver.keeper, self._store, self._journal, session_limits(self.config))
+        driver = self.driver
+        adoption = Adoption(
+            self.pool, driver.keeper, self._store, driver.users, self._journal, session_limits(self.config)
+        )
         adoption.take_over(left, running)
         sessions = [self._session(client) for client in adoption.clients]
         self.driver.do(adoption.actions)
@@ -301,5 +311,6 @@ def _limits(config: Config) -> Limits:
         max_clients=queue.max_clients,
         max_per_host=queue.max_per_host,
         queue_timeout=queue.timeout,
+        reclaim_after=config.session.reclaim_after,
         starts=os.cpu_count() or 1,
     )

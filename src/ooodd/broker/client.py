@@ -108,6 +108,8 @@ class Client:
     tenure: Tenure | None = None
     # The names of its connections in the fd store.
     kept: list[str] = field(default_factory=list)
+    # The user whose process is at the other end, as words, if that is known.
+    user: str = ""
 
     def enter(self, phase: Phase) -> None:
         """Go on to a phase. `IllegalPhase` if it can't follow, and then nothing changes."""

@@ -9,19 +9,22 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple
+from functools import partial
 
 from ooodd import messages
 from ooodd.broker import refusals
 from ooodd.broker.client import Client, Refused
+from ooodd.broker.reclaimer import Reclaimer
 from ooodd.config import Config
 from ooodd.errors import describe
 from ooodd.journal import Journal
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.office.supervisor import Supervisor
-from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
-from ooodd.pool.pool import Pool
+from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Reclaim, Refuse, Start, Stop
+from ooodd.pool.pool import Look, Pool
 from ooodd.systemd.fdstore import FdStore
+from ooodd.systemd.users import Users
 
 _STOP_MESSAGES = {
     Reason.CRASHED: messages.WORKER_CRASHED,
@@ -29,7 +32,7 @@ _STOP_MESSAGES = {
     Reason.DIRTY: messages.WORKER_DIRTY,
 }
 # Reasons to stop a worker that are not worth a line: the broker's own lines tell.
-_EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED})
+_EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED, Reason.RECLAIMED})
 
 
 class Driver:
@@ -38,14 +41,18 @@ class Driver:
     Its owner calls `close`.
     """
 
-    def __init__(self, config: Config, pool: Pool, supervisor: Supervisor, journal: Journal, store: FdStore) -> None:
-        """Take what it works on. Supervisor and store stay the caller's to close."""
+    def __init__(
+        self, config: Config, pool: Pool, supervisor: Supervisor, journal: Journal, store: FdStore, users: Users
+    ) -> None:
+        """Take what it works on. Supervisor, store and users stay the caller's to close."""
         self.config = config
         self.pool = pool
         self.journal = journal
         self.store = store
+        self.users = users
         self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
         self.clients: dict[int, Client] = {}
+        self._reclaimer = Reclaimer(pool.reclaiming, self.keeper.is_clean, partial(self.do, ()))
         # Whether the broker hands over: a session that begins now is forwarded by the next one.
         self.frozen = False
         # Called after each event of the pool.
@@ -63,6 +70,7 @@ class Driver:
     def stop(self) -> None:
         """Carry out nothing any more. The next broker decides anew."""
         self._closed = True
+        self._reclaimer.stop()
         self.keeper.ignore_losses()
         if self._timer is not None:
             self._timer.cancel()
@@ -70,6 +78,7 @@ class Driver:
     async def close(self) -> None:
         """Stop, and cancel what is under way for workers."""
         self.stop()
+        await self._reclaimer.close()
         await self.keeper.close()
 
     def survive(self, where: str, error: Exception) -> None:
@@ -104,6 +113,8 @@ class Driver:
                 self._lease(number, session)
             case Break(_, session):
                 self._break(self.clients[session])
+            case Reclaim(number, session):
+                self._reclaim(number, self.clients[session])
             case Refuse(session, reason):
                 self._refuse(self.clients[session], reason)
 
@@ -128,6 +139,12 @@ class Driver:
         self.forget(client)  # no other broker can go on with it
         client.tenure.path.office_lost()
 
+    def _reclaim(self, number: int, client: Client) -> None:
+        if client.path is None:  # it has a lease that it has not taken up, or its session has just ended
+            self.pool.reclaiming.spare(client.session, time.monotonic())
+        else:
+            self._reclaimer.begin(client.session, number, client.connection, client.path)
+
     def _refuse(self, client: Client, reason: Reason) -> None:
         refused = Refused(self._refusal(client, reason))
         self.journal.log(
@@ -146,6 +163,7 @@ class Driver:
             workers=self.config.pool.workers,
             queued=len(self.pool.queue),
             host=client.peer.host,
+            owner=client.user or client.peer.host,
             max_per_host=self.config.queue.max_per_host,
             timeout=self.config.queue.timeout,
             start_error=self.pool.start_error,
@@ -220,5 +238,5 @@ class Driver:
     def _tick(self) -> None:
         self._timer = None
         paths = {client.session: client.path for client in self.clients.values() if client.path is not None}
-        quiet = {session: since for session, path in paths.items() if (since := path.quiet_since) is not None}
-        self.do(self.pool.tick(time.monotonic(), quiet))
+        looks = {session: Look(path.quiet_since, path.process) for session, path in paths.items()}
+        self.do(self.pool.tick(time.monotonic(), looks))

@@ -13,7 +13,7 @@ REFUSALS = {
     "([queue] max_per_host)",
     Reason.WAITED_TOO_LONG: "ooodd: none of the {workers} workers became free within {timeout:g} s ([queue] timeout); "
     "try again later",
-    Reason.WAITS_FOR_ITSELF: "ooodd: this client waits for itself: sessions of {host} hold all {workers} workers, and "
+    Reason.WAITS_FOR_ITSELF: "ooodd: this client waits for itself: sessions of {owner} hold all {workers} workers, and "
     "nothing moves on them; end one of them first, or raise [pool] workers above {workers}",
     Reason.NO_OFFICE: "ooodd: no office can be started: {start_error}",
     Reason.NO_DESCRIPTOR: "ooodd: no file descriptor is left; try again later, or raise LimitNOFILE= of ooodd.service",

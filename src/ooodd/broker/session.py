@@ -26,8 +26,7 @@ from ooodd.datapath.record import Record
 from ooodd.errors import NoDescriptorError, WorkerLostError
 from ooodd.office.keeper import Verdict
 from ooodd.pool.actions import Action, Lease, Reason
-from ooodd.pool.admission import Waiting
-from ooodd.pool.pool import State
+from ooodd.pool.pool import Place, State
 from ooodd.systemd.marks import Slot
 from ooodd.uno.urp import OPENING_SIZE, is_opening
 
@@ -51,7 +50,7 @@ class Session:
         self._hangups = hangups
         self._silent = silent
         self._refused = refused
-        self._place = Waiting(client.since, client.peer.host)
+        self._place = Place(client.since, client.peer.host, client.user)
 
     def begin(self) -> None:
         """Do what needs no waiting: queue a client that has spoken already, and lease it a worker if one is idle.
@@ -125,9 +124,10 @@ class Session:
 
     def _join(self) -> None:
         """Join the pool's queue."""
-        now = time.monotonic()
-        self._place = Waiting(now, self.client.peer.host)
-        self._enqueue(self._pool.join(self.client.session, now, self._place.host))
+        client, now = self.client, time.monotonic()
+        client.user = self._driver.users.user(client.connection)
+        self._place = Place(now, client.peer.host, client.user)
+        self._enqueue(self._pool.join(client.session, *self._place))
 
     def _enqueue(self, actions: Iterable[Action]) -> None:
         """Be queued, as `actions` of the pool say. Most clients have their turn at once."""
@@ -244,17 +244,30 @@ class Session:
         client.read_every_byte()
         ended = await tenure.path.run()
         self._disconnect()  # now, for the inspection takes a descriptor
-        self._driver.journal.log(
+        self._report_end(tenure.worker, ended)
+        return ended
+
+    def _report_end(self, worker: int, ended: Ended) -> None:
+        client, journal = self.client, self._driver.journal
+        if ended.reclaimed:
+            journal.log(
+                messages.SESSION_RECLAIMED,
+                session=client.session,
+                worker=worker,
+                client=client.peer.name,
+                seconds=client.seconds,
+            )
+            return
+        journal.log(
             messages.SESSION_END,
             session=client.session,
-            worker=tenure.worker,
+            worker=worker,
             client=client.peer.name,
             by=f"{ended.by}: {ended.limit}" if ended.limit else ended.by,
             seconds=client.seconds,
             to_office=ended.to_office,
             to_client=ended.to_client,
         )
-        return ended
 
     def _disconnect(self) -> None:
         """End the client's connections, and keep them no more."""

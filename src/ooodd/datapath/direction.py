@@ -45,7 +45,6 @@ class Direction:
 
     __slots__ = (
         "_callbacks",
-        "_count_calls",
         "_drop",
         "_frozen",
         "_hold",
@@ -54,6 +53,7 @@ class Direction:
         "_pending",
         "_sink",
         "_source",
+        "count_calls",
         "moved",
         "total",
     )
@@ -67,13 +67,14 @@ class Direction:
         count_calls: Callable[[memoryview], None],
         callbacks: Callbacks,
     ) -> None:
-        """Prepare. `holds[hold]` is the hold, and `count_calls` is told all bytes, in their order."""
+        """Prepare. `holds[hold]` is the hold."""
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._sink = sink
         self._holds = holds
         self._hold = hold
-        self._count_calls = count_calls
+        # Is told all bytes, in their order.
+        self.count_calls = count_calls
         self._callbacks = callbacks
         self._pending: memoryview | None = None
         self._drop = False
@@ -100,6 +101,12 @@ class Direction:
         """Receive nothing more. What is pending is still sent."""
         self._frozen = True
         self._unwatch()
+
+    def thaw(self) -> None:
+        """Receive again after `freeze`."""
+        self._frozen = False
+        if self._pending is None:
+            self._watch()
 
     def stop(self) -> None:
         """Touch neither socket any more. If bytes are pending, the hold stays set."""
@@ -145,7 +152,7 @@ class Direction:
             self._lose_sink()
             sent = size
         self.moved = time.monotonic()
-        self._count_calls(data)
+        self.count_calls(data)
         if sent == size:
             self._holds[self._hold] = 0
             return not self._drop

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from ooodd.datapath.direction import CHUNK_SIZE, Callbacks, Direction
 from ooodd.datapath.path import Ended, SessionLimits, Side
 from ooodd.datapath.record import Record
+from ooodd.uno.process import ProcessReader
 
 # How long, in seconds, a client may take for the last bytes of an office that has ended.
 LINGER_LIMIT = 5.0
@@ -40,12 +41,13 @@ class Forwarding:
         self._began = time.monotonic() if began is None else began
         record = record or Record()
         self._calls = record.calls()
+        self._reader = ProcessReader()
         self._to_office = Direction(
             client,
             office,
             record.memory,
             Record.TO_OFFICE,
-            self._calls.to_office,
+            self._read_first,
             Callbacks(self._client_ended, self._office_deaf, self._check_frozen, self._fail),
         )
         self._to_client = Direction(
@@ -58,6 +60,7 @@ class Forwarding:
         )
         self._first: Side | None = None
         self._limit = ""
+        self._reclaimed = False
         # The result is whether the office has let go.
         self._done: asyncio.Future[bool] = self._loop.create_future()
         self._frozen: asyncio.Future[None] | None = None
@@ -83,6 +86,7 @@ class Forwarding:
             followed=self._calls.followed,
             to_office=self._to_office.total,
             to_client=self._to_client.total,
+            reclaimed=self._reclaimed,
         )
 
     @property
@@ -91,7 +95,32 @@ class Forwarding:
 
         A forwarding that goes on with a session knows only of the time since it was made.
         """
-        return None if self._calls.under_way else self._last_moved()
+        moving = self._calls.under_way or self._to_office.pending or self._to_client.pending or self._done.done()
+        return None if moving or self._first is not None else self._last_moved()
+
+    @property
+    def process(self) -> bytes:
+        """What tells the client's process from every other one; empty as long as that is not known.
+
+        A forwarding that goes on with a session seldom learns it.
+        """
+        return self._reader.process
+
+    def pause(self) -> None:
+        """Receive nothing more from the client, until `resume`."""
+        self._to_office.freeze()
+
+    def resume(self) -> None:
+        """Receive from the client again, unless it is frozen or has ended."""
+        if self._frozen is None and self._first is None and not self._done.done():
+            self._to_office.thaw()
+
+    def end(self) -> None:
+        """End the session for the sake of another client."""
+        if self._first is None:
+            self._first = Side.BROKER
+            self._reclaimed = True
+        self._give_up()
 
     def freeze(self) -> "asyncio.Future[None]":
         """Receive nothing more from now on; the future is done when nothing is pending. `run` goes on to wait.
@@ -133,6 +162,13 @@ class Forwarding:
         self._to_office.stop()
         self._to_client.stop()
         self._check_frozen()
+
+    def _read_first(self, view: memoryview) -> None:
+        """Count the calls in the client's first bytes, and look for what they tell of it."""
+        self._calls.to_office(view)
+        self._reader.feed(view)
+        if self._reader.done:
+            self._to_office.count_calls = self._calls.to_office
 
     def _last_moved(self) -> float:
         return max(self._to_office.moved, self._to_client.moved)

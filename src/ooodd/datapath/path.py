@@ -42,6 +42,8 @@ class Ended:
     # How many bytes were forwarded.
     to_office: int
     to_client: int
+    # Whether the pool has taken the session back for another client, see `DataPath.end`.
+    reclaimed: bool = False
 
 
 class DataPath(Protocol):
@@ -62,6 +64,22 @@ class DataPath(Protocol):
     def office_lost(self) -> None:
         """Take note that the office's process has ended. Its last bytes are still delivered, for a limited time."""
 
+    def pause(self) -> None:
+        """Receive nothing more from the client, until `resume`. What the office sends still goes to the client."""
+
+    def resume(self) -> None:
+        """Receive from the client again. Does nothing after `freeze`, and after the end."""
+
+    def end(self) -> None:
+        """End the session for the sake of another client."""
+
     @property
     def quiet_since(self) -> float | None:
-        """Since when no byte has moved, in seconds of `time.monotonic`; None while a call is, or may be, under way."""
+        """Since when no byte has moved, in seconds of `time.monotonic`; None while a call is, or may be, under way.
+
+        It is also None once the session has ended, and as long as a byte waits to be sent.
+        """
+
+    @property
+    def process(self) -> bytes:
+        """What tells the client's process from every other one; empty as long as that is not known."""

@@ -27,6 +27,8 @@ _LAST_PAUSE = 0.1
 # How long to wait for the report that an unreachable office has ended, in seconds. It comes within 0.1 s as a rule, and
 # has taken 1 s. An office of which none comes hangs.
 END_TIMEOUT = 5.0
+# How long an office that is at rest may take to tell what is open in it, in seconds. It takes some milliseconds.
+_AT_ONCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ class Keeper:
         if verdict.fault is Reason.CRASHED and not await _is_set(running.ended, END_TIMEOUT):
             return Verdict(Reason.HUNG, f"{verdict.detail}, and its end was not reported within {END_TIMEOUT:g} s")
         return verdict
+
+    async def is_clean(self, number: int) -> bool:
+        """Return whether nothing is open in the worker's office, which has a client that is quiet.
+
+        Raises `WorkerHungError` if there is no answer at once, `WorkerLostError`, `ProtocolError` and
+        `NoDescriptorError`. What that says of the office is for the inspection after the session to find out.
+        """
+        return (await probe(self.office(number), _AT_ONCE)).clean
 
     def running(self, number: int) -> Office | None:
         """Return the office that the worker runs or is starting, if any."""

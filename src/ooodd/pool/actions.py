@@ -17,6 +17,7 @@ class Reason(StrEnum):
     ENDED = "the office exited by itself"
     CUT_OFF = "its session was cut off"
     DIRTY = "its session left something behind"
+    RECLAIMED = "its session was ended for a client that waited"
     CRASHED = "the office crashed"
     HUNG = "the office does not answer"
     NOT_STARTED = "the office did not start"
@@ -26,7 +27,7 @@ class Reason(StrEnum):
     QUEUE_FULL = "the queue is full"
     HOST_FULL = "the queue is full for clients of this host"
     WAITED_TOO_LONG = "waited longer than [queue] timeout"
-    WAITS_FOR_ITSELF = "waits for itself: sessions of its own host hold all workers"
+    WAITS_FOR_ITSELF = "waits for itself: sessions of its own user hold all workers"
     NO_OFFICE = "no office can be started"
     NO_DESCRIPTOR = "no file descriptor is left"
 
@@ -71,6 +72,14 @@ class Break:
 
 
 @dataclass(frozen=True)
+class Reclaim:
+    """End the client's session, if it has nothing open and stays quiet. Answer by `Reclaiming.grant` or `spare`."""
+
+    worker: int
+    client: int
+
+
+@dataclass(frozen=True)
 class Refuse:
     """The client gets no worker. It is no longer in the queue."""
 
@@ -78,7 +87,7 @@ class Refuse:
     reason: Reason
 
 
-Action = Start | Stop | Probe | Lease | Break | Refuse
+Action = Start | Stop | Probe | Lease | Break | Reclaim | Refuse
 
 _RECYCLED = frozenset(
     {Reason.USED_UP, Reason.TOO_OLD, Reason.TOO_BIG, Reason.ADOPTED, Reason.ENDED, Reason.CUT_OFF},
@@ -95,6 +104,7 @@ class Totals:
     crashed: int = 0
     hung: int = 0
     dirty: int = 0
+    reclaimed: int = 0
 
     def count_stop(self, reason: Reason) -> None:
         """Count a worker that is stopped. Not needed, not started and closing are not counted."""
@@ -106,3 +116,5 @@ class Totals:
             self.hung += 1
         elif reason is Reason.DIRTY:
             self.dirty += 1
+        elif reason is Reason.RECLAIMED:
+            self.reclaimed += 1

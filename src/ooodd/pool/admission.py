@@ -6,36 +6,28 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple
 
 from ooodd.pool.actions import Reason, Refuse, Totals
 from ooodd.pool.limits import Limits
-from ooodd.pool.workers import State, Workers
+from ooodd.pool.workers import Place, State, Workers
 
-# A client waits for itself if sessions of its own host hold every worker and no byte moves on any of them. It is told
+# A client waits for itself if sessions of its own user hold every worker and no byte moves on any of them. It is told
 # so when both, its wait and that silence, have lasted for so many seconds: a client may think between two calls.
 WAITS_FOR_ITSELF_AFTER = 30.0
 # How often, in seconds, to look for a client that waits for itself.
 CHECK_INTERVAL = 5.0
 
 
-class Waiting(NamedTuple):
-    """A place in the queue: when the client joined, and from which host."""
-
-    joined: float
-    host: str
-
-
-class Queue(Mapping[int, Waiting]):
+class Queue(Mapping[int, Place]):
     """The clients that wait, by number, in the order in which they joined. The first is served next."""
 
     def __init__(self) -> None:
         """Begin empty."""
-        self._places: dict[int, Waiting] = {}
+        self._places: dict[int, Place] = {}
         self._order: list[tuple[float, int]] = []
         self._hosts: Counter[str] = Counter()
 
-    def __getitem__(self, client: int) -> Waiting:
+    def __getitem__(self, client: int) -> Place:
         return self._places[client]
 
     def __iter__(self) -> Iterator[int]:
@@ -61,13 +53,13 @@ class Queue(Mapping[int, Waiting]):
         """Return how many clients of a host wait."""
         return self._hosts[host]
 
-    def add(self, client: int, place: Waiting) -> None:
+    def add(self, client: int, place: Place) -> None:
         """Add a client at its place by the time of joining. Clients that joined at the same time go by number."""
         self._places[client] = place
         insort(self._order, (place.joined, client))
         self._hosts[place.host] += 1
 
-    def remove(self, client: int) -> Waiting:
+    def remove(self, client: int) -> Place:
         """Remove a client and return the place that it had."""
         place = self._places.pop(client)
         del self._order[bisect_left(self._order, (place.joined, client))]
@@ -112,7 +104,7 @@ class Admission:
     def refuse_overdue(self, now: float, quiet_since: Mapping[int, float]) -> list[Refuse]:
         """Refuse the clients that have waited for `queue_timeout`, and earlier one that waits for itself.
 
-        `quiet_since` is as for `Pool.tick`.
+        `quiet_since` has the quiet sessions that can't be reclaimed: since when no byte has moved.
         """
         return [*self._refuse_after_timeout(now, quiet_since), *self._refuse_before_timeout(now, quiet_since)]
 
@@ -133,13 +125,13 @@ class Admission:
         for client, place in self.queue.items():
             if place.joined + timeout > now:
                 break
-            overdue.append((client, place.host))
+            overdue.append((client, place.owner))
         if not overdue:
             return []
-        host = self._host_with_all_workers(now - min(WAITS_FOR_ITSELF_AFTER, timeout / 2), quiet_since)
+        owner = self._owner_of_all_workers(now - min(WAITS_FOR_ITSELF_AFTER, timeout / 2), quiet_since)
         return [
-            self.refuse(client, Reason.WAITS_FOR_ITSELF if client_host == host else Reason.WAITED_TOO_LONG)
-            for client, client_host in overdue
+            self.refuse(client, Reason.WAITS_FOR_ITSELF if whose == owner else Reason.WAITED_TOO_LONG)
+            for client, whose in overdue
         ]
 
     def _refuse_before_timeout(self, now: float, quiet_since: Mapping[int, float]) -> list[Refuse]:
@@ -148,21 +140,19 @@ class Admission:
         if oldest is None or now < max(oldest + WAITS_FOR_ITSELF_AFTER, self._next_check):
             return []
         self._next_check = now + CHECK_INTERVAL
-        host = self._host_with_all_workers(now - WAITS_FOR_ITSELF_AFTER, quiet_since)
-        if host is None or not self.queue.of_host(host):
-            return []
-        client = next(client for client, place in self.queue.items() if place.host == host)
-        if self.queue[client].joined + WAITS_FOR_ITSELF_AFTER > now:
+        owner = self._owner_of_all_workers(now - WAITS_FOR_ITSELF_AFTER, quiet_since)
+        client = next((client for client, place in self.queue.items() if place.owner == owner), None)
+        if client is None or self.queue[client].joined + WAITS_FOR_ITSELF_AFTER > now:
             return []
         return [self.refuse(client, Reason.WAITS_FOR_ITSELF)]
 
-    def _host_with_all_workers(self, since: float, quiet_since: Mapping[int, float]) -> str | None:
-        """Return the host whose sessions hold every worker, if no byte has moved on any of them after `since`."""
+    def _owner_of_all_workers(self, since: float, quiet_since: Mapping[int, float]) -> str | None:
+        """Return whose sessions hold every worker, if no byte has moved on any of them after `since`."""
         if self.workers.leased < len(self.workers):
             return None
-        hosts = set()
+        owners = set()
         for worker in self.workers.values():
             if worker.client is None or quiet_since.get(worker.client, inf) > since:
                 return None
-            hosts.add(worker.host)
-        return hosts.pop() if len(hosts) == 1 else None
+            owners.add(worker.place.owner)
+        return owners.pop() if len(owners) == 1 else None

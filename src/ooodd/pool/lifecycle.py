@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Start, Stop, Totals
-from ooodd.pool.workers import ALIVE, Event, Worker, Workers
+from ooodd.pool.workers import ALIVE, Event, Place, Worker, Workers
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,21 @@ class Lifecycle:
             worker.failures = 0
             worker.detail = ""
 
-    def adopt(self, worker: Worker, now: float, before: Worker, max_uses: int, holder: tuple[int, str] | None) -> None:
+    def adopt(
+        self, worker: Worker, now: float, before: Worker, max_uses: int, holder: tuple[int, Place] | None
+    ) -> None:
         """Take over an office that an earlier broker started: busy if it has a holder, otherwise to be probed."""
         with self.workers.move(worker, Event.ADOPT if holder is None else Event.ADOPT_BUSY, now):
             worker.uses, worker.max_uses = before.uses, max_uses
             worker.started = before.started
             worker.used = worker.probed = now
             if holder is not None:
-                worker.client, worker.host = holder
+                self._give(worker, *holder)
 
-    def lease(self, worker: Worker, now: float, client: int, host: str) -> Lease:
+    def lease(self, worker: Worker, now: float, client: int, place: Place) -> Lease:
         """Give a worker to a client."""
         with self.workers.move(worker, Event.LEASE, now):
-            worker.client, worker.host = client, host
+            self._give(worker, client, place)
             worker.uses += 1
             self.totals.sessions += 1
         return Lease(worker.id, client)
@@ -99,3 +101,7 @@ class Lifecycle:
         """Nobody needs a worker that failed: it counts as stopped."""
         with self.workers.move(worker, Event.REST, now):
             pass
+
+    def _give(self, worker: Worker, client: int, place: Place) -> None:
+        worker.client, worker.place = client, place
+        worker.process, worker.patience = b"", 1.0

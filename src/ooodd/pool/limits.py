@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sections [pool] and [queue]. Times are in seconds, memory in bytes; None means no limit."""
+    """Sections [pool] and [queue], and one key of [session]. Times are in seconds, memory in bytes; None: no limit."""
 
     workers: int
     min_workers: int
@@ -20,6 +20,8 @@ class Limits:
     max_clients: int
     max_per_host: int | None = None
     queue_timeout: float
+    # For how long a session has to be quiet before a client of the same owner may get its place; None for ever.
+    reclaim_after: float | None = None
     # How many offices may be starting at the same time: as many as there are CPUs.
     starts: int
     # The shortest back-off is systemd's own RestartSec=100ms; the longest is what one waits at most after a repair.

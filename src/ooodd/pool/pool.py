@@ -22,14 +22,15 @@ from math import inf
 from random import Random
 
 from ooodd.pool.actions import Action, Probe, Reason, Totals
-from ooodd.pool.admission import Admission, Waiting
+from ooodd.pool.admission import Admission
 from ooodd.pool.backoff import BackOff
 from ooodd.pool.lifecycle import Lifecycle
 from ooodd.pool.limits import Limits
+from ooodd.pool.reclaim import Look, Reclaiming
 from ooodd.pool.sizing import Sizing
-from ooodd.pool.workers import AT_REST, IN_SERVICE, IllegalTransition, State, Worker, Workers
+from ooodd.pool.workers import AT_REST, IN_SERVICE, IllegalTransition, Place, State, Worker, Workers
 
-__all__ = ["IllegalTransition", "Limits", "Pool", "State", "Totals", "Worker"]
+__all__ = ["IllegalTransition", "Limits", "Look", "Place", "Pool", "State", "Totals", "Worker"]
 
 
 class Pool:
@@ -47,6 +48,7 @@ class Pool:
         self.start_error = ""
         self._admission = Admission(limits, self.workers, self.totals)
         self.queue = self._admission.queue
+        self.reclaiming = Reclaiming(limits, self.workers, self.queue)
         self._sizing = Sizing(limits, self.workers, self.queue, random)
         self._lifecycle = Lifecycle(self.workers, self.totals)
         self._back_off = BackOff(limits, random)
@@ -65,6 +67,8 @@ class Pool:
     def reconfigure(self, limits: Limits, now: float) -> list[Action]:
         """Apply other limits. No session ends: a busy worker that is too many, or worn, goes after its session."""
         self.limits = self._admission.limits = self._sizing.limits = self._back_off.limits = limits
+        self.reclaiming.limits = limits
+        self.reclaiming.look_soon()
         self.workers.set_max_age(limits.max_age)
         actions: list[Action] = []
         for number in range(1, limits.workers + 1):
@@ -75,12 +79,13 @@ class Pool:
                 actions.append(self._lifecycle.stop(worker, now, Reason.USED_UP))
         return actions + self._settle(now)
 
-    def tick(self, now: float, quiet_since: Mapping[int, float] | None = None) -> list[Action]:
-        """Do what is due. Call it at `deadline`.
-
-        `quiet_since` has each client that has a worker and no call under way: when the last byte moved.
-        """
-        return [*self._admission.refuse_overdue(now, quiet_since or {}), *self._settle(now)]
+    def tick(self, now: float, looks: Mapping[int, Look] | None = None) -> list[Action]:
+        """Do what is due. Call it at `deadline`. `looks` tells of each client that has a worker."""
+        looks = looks or {}
+        kept = self.reclaiming.kept(looks)
+        actions: list[Action] = [*self._admission.refuse_overdue(now, kept), *self._settle(now)]
+        starts_fail = bool(self.start_error) or now < self._back_off.hold_until
+        return [*actions, *self.reclaiming.due(now, looks, starts_fail=starts_fail)]
 
     def drain(self, now: float) -> list[Action]:
         """Refuse the clients that wait and all that come. Those that have a worker keep it, until `drained`."""
@@ -120,7 +125,7 @@ class Pool:
         # What is due already and not done waits for an event. But only `tick` refuses clients.
         now = self._settled_at
         later = [time for time in (*self._sizing.times(now), self._back_off.hold_until) if now < time < inf]
-        return min((*later, *self._admission.times()), default=None)
+        return min((*later, *self._admission.times(), *self.reclaiming.times()), default=None)
 
     def count(self, *states: State) -> int:
         """Return how many workers are in one of the states."""
@@ -128,7 +133,7 @@ class Pool:
 
     # Events of a client
 
-    def join(self, client: int, now: float, host: str = "") -> list[Action]:
+    def join(self, client: int, now: float, host: str = "", user: str = "") -> list[Action]:
         """Add a client to the queue, or refuse it."""
         self._sizing.last_client_at = now
         if self.draining:
@@ -137,14 +142,16 @@ class Pool:
             return [self._admission.refuse(client, Reason.NO_OFFICE)]
         if (reason := self._admission.reason_to_refuse(host)) is not None:
             return [self._admission.refuse(client, reason)]
-        self.queue.add(client, Waiting(now, host))
+        self.queue.add(client, Place(now, host, user))
+        self.reclaiming.look_soon()
         return self._settle(now)
 
-    def rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
+    def rejoin(self, client: int, place: Place, now: float) -> list[Action]:
         """Put a client back at its place: its worker could not be reached, or it waited for an earlier broker."""
         if self.draining:
             return [self._admission.refuse(client, Reason.CLOSING)]
         self.queue.add(client, place)
+        self.reclaiming.look_soon()
         return self._settle(now)
 
     def turn_away(self, client: int, reason: Reason) -> list[Action]:
@@ -222,6 +229,8 @@ class Pool:
         if worker is None or worker.client != client:
             return []
         self._sizing.last_client_at = now
+        if self.reclaiming.is_ending(client):
+            fault = fault or Reason.RECLAIMED
         return self._take_back(worker, now, fault or self._sizing.wear(worker, now, memory), detail)
 
     def probed(
@@ -253,8 +262,8 @@ class Pool:
 
     # Events of a broker that takes over from an earlier one
 
-    def adopt(self, number: int, now: float, before: Worker, holder: tuple[int, str] | None = None) -> list[Action]:
-        """Take over a running office. It is busy for its `holder`, a client and its host, or else probed first."""
+    def adopt(self, number: int, now: float, before: Worker, holder: tuple[int, Place] | None = None) -> list[Action]:
+        """Take over a running office. It is busy for its `holder`, a client and its place, or else probed first."""
         max_uses = self._sizing.checked_max_uses(before.max_uses)
         self._lifecycle.adopt(self.workers.add(number), now, before, max_uses, holder)
         return [] if holder else [Probe(number)]
@@ -287,7 +296,7 @@ class Pool:
         actions: list[Action] = []
         while self.queue and (idle := workers.next_idle()) is not None:
             client = self.queue.first
-            actions.append(lifecycle.lease(idle, now, client, self.queue.remove(client).host))
+            actions.append(lifecycle.lease(idle, now, client, self.queue.remove(client)))
         needed = sizing.needed(now, failing=bool(self.start_error))
         actions += [lifecycle.stop(worker, now, Reason.NOT_NEEDED) for worker in sizing.unneeded(needed, now)]
         if (old := sizing.to_replace()) is not None:

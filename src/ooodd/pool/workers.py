@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 from sys import maxsize
+from typing import NamedTuple
 
 
 class State(StrEnum):
@@ -75,6 +76,22 @@ class IllegalTransition(Exception):  # noqa: N818 - a bug of the caller, not an 
     """The event can't happen in the worker's state."""
 
 
+class Place(NamedTuple):
+    """A place in the queue: when the client joined, from which host, and as which user if it is a local client."""
+
+    joined: float
+    host: str = ""
+    user: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Whose client it is: the user's, or the host's if the user is not known."""
+        return self.user or self.host
+
+
+NOWHERE = Place(-inf)
+
+
 @dataclass
 class Worker:
     """One worker as the pool sees it. Anyone may read it; only the pool changes it."""
@@ -90,8 +107,12 @@ class Worker:
     # When a client last had it, and when it last answered a probe or an inspection.
     used: float = 0.0
     probed: float = 0.0
+    # The client that has it, the place that this client had in the queue, and what tells its process, if that is known.
     client: int | None = None
-    host: str = ""
+    place: Place = NOWHERE
+    process: bytes = b""
+    # How much longer than others this client has to wait for a session to be reclaimed, see `reclaim`.
+    patience: float = 1.0
     # Starts that failed in a row, and when to try again.
     failures: int = 0
     retry_at: float = 0.0

@@ -5,7 +5,7 @@ The memory is a memfd in systemd's fd store (`fdstore`). Its layout is fixed. Wh
 says in `_upgrade` how the layout before is read: the next broker may be of another version. All numbers have native
 sizes and byte order, for the memory never leaves the machine.
 
-    header   128   magic, totals, number of the last session, the client that is being accepted
+    header   256   magic, totals, number of the last session, the client that is being accepted
     slots    1000 x 128   one for each worker
     config   4096   the configuration in force, as JSON
 
@@ -20,10 +20,13 @@ from typing import Generic, TypeVar
 MOST_WORKERS = 1000
 # What a data path may note about the session that has the worker, in bytes (`datapath.record`).
 RECORD_SIZE = 64
+# How many totals there are; there is room for one more.
+_TOTALS = 7
 
-MAGIC = b"ooodd\0\0\3"
-_HEADER_SIZE = 128
-_TOTALS_AT, _LAST_SESSION_AT, _ACCEPTED_AT = 16, 64, 72
+MAGIC = b"ooodd\0\0\4"
+_HEADER_SIZE = 256
+_LAST_SESSION_AT, _ACCEPTED_AT = 64, 72
+_TOTALS_AT, _TOTALS_END = 128, 192
 # The longest name is that of an IPv6 client, 47 characters.
 _ACCEPTED = struct.Struct("Q48s")
 _SLOT_SIZE = 128
@@ -33,10 +36,12 @@ _CONFIG_SIZE = 4096
 SIZE = _CONFIG_AT + _CONFIG_SIZE
 _U32, _U64 = struct.Struct("I"), struct.Struct("Q")
 
-# Version 0.2 had the same header and configuration, and of each slot only the first 32 bytes.
+# Version 0.2 had half the header, with its six totals in another place, and of each slot only the first 32 bytes.
 MAGIC_2 = b"ooodd\0\0\2"
+_HEADER_SIZE_2 = 128
+_TOTALS_AT_2, _TOTALS_END_2 = 16, 64
 _SLOT_SIZE_2 = 32
-_CONFIG_AT_2 = _HEADER_SIZE + MOST_WORKERS * _SLOT_SIZE_2
+_CONFIG_AT_2 = _HEADER_SIZE_2 + MOST_WORKERS * _SLOT_SIZE_2
 SIZE_2 = _CONFIG_AT_2 + _CONFIG_SIZE
 
 _Value = TypeVar("_Value", bool, int, float)
@@ -109,7 +114,7 @@ class Marks:
         if not self.inherited:
             self.memory[:] = bytes(SIZE)
             self.memory[: len(MAGIC)] = MAGIC
-        self._totals = self.memory[_TOTALS_AT:_LAST_SESSION_AT].cast("Q")
+        self._totals = self.memory[_TOTALS_AT:_TOTALS_END].cast("Q")
         self._slots: dict[int, Slot] = {}
 
     def slot(self, number: int) -> Slot:
@@ -128,8 +133,8 @@ class Marks:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """Sessions, refused, recycled, crashed, hung, dirty: since the service was started."""
-        return tuple(self._totals)
+        """Sessions, refused, recycled, crashed, hung, dirty, reclaimed: since the service was started."""
+        return tuple(self._totals[:_TOTALS])
 
     @totals.setter
     def totals(self, values: tuple[int, ...]) -> None:
@@ -187,9 +192,11 @@ class Marks:
 def upgrade(old: bytes, marks: Marks) -> None:
     """Copy the marks of version 0.2 into new ones. `old` has to begin with MAGIC_2 and to be SIZE_2 long."""
     memory = marks.memory
-    memory[len(MAGIC) : _HEADER_SIZE] = old[len(MAGIC) : _HEADER_SIZE]
+    memory[_LAST_SESSION_AT:_HEADER_SIZE_2] = old[_LAST_SESSION_AT:_HEADER_SIZE_2]
+    totals = old[_TOTALS_AT_2:_TOTALS_END_2]
+    memory[_TOTALS_AT : _TOTALS_AT + len(totals)] = totals
     for number in range(1, MOST_WORKERS + 1):
-        begin = _HEADER_SIZE + (number - 1) * _SLOT_SIZE_2
+        begin = _HEADER_SIZE_2 + (number - 1) * _SLOT_SIZE_2
         values = old[begin : begin + _SLOT_SIZE_2]
         if any(values):
             slot = marks.slot(number)

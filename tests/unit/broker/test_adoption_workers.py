@@ -187,7 +187,7 @@ async def test_totals_and_session_numbers_continue() -> None:
         totals = it.broker.pool.totals
         assert (totals.sessions, totals.refused, totals.crashed) == (3, 3, 3)
         assert numbers == [1, 3, 5]
-        assert it.storage.store.marks.totals == (3, 3, totals.recycled, 3, 0, 0)
+        assert it.storage.store.marks.totals == (3, 3, totals.recycled, 3, 0, 0, 0)
 
 
 async def test_surplus_workers_stop_after_their_sessions() -> None:

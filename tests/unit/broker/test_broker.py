@@ -319,7 +319,8 @@ async def test_the_broker_does_not_wait_long_for_a_silent_refused_client(monkeyp
 async def test_a_client_that_waits_for_itself_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.pool.admission.WAITS_FOR_ITSELF_AFTER", 0.05)
     monkeypatch.setattr("ooodd.pool.admission.CHECK_INTERVAL", 0.05)
-    async with world() as it, it.client() as first, it.client() as second:
+    config = '[pool]\nworkers=1\n[session]\nreclaim_after="infinity"'
+    async with world(config) as it, it.client() as first, it.client() as second:
         await first.open()
         answer = await asks(second)
         assert b"this client waits for itself: sessions of 127.0.0.1 hold all 1 workers" in answer

@@ -22,8 +22,8 @@ from ooodd.datapath.forward import Forwarding
 from ooodd.errors import NoDescriptorError
 from ooodd.office.office import Office
 from ooodd.pool.actions import Action, Reason
-from ooodd.pool.admission import Waiting
 from ooodd.pool.pool import State, Worker
+from ooodd.pool.workers import Place
 from world import CALL, HELLO, QUERY, World, asks, world
 
 CONFIG = """
@@ -360,11 +360,11 @@ class Crowd:
         pool.join = self._note_join  # type: ignore[method-assign]
         pool.rejoin = self._note_rejoin  # type: ignore[method-assign]
 
-    def _note_join(self, client: int, now: float, host: str = "") -> list[Action]:
+    def _note_join(self, client: int, now: float, host: str = "", user: str = "") -> list[Action]:
         self.joined.append(client)
-        return self._join(client, now, host)
+        return self._join(client, now, host, user)
 
-    def _note_rejoin(self, client: int, place: Waiting, now: float) -> list[Action]:
+    def _note_rejoin(self, client: int, place: Place, now: float) -> list[Action]:
         self.rejoined.add(client)
         return self._rejoin(client, place, now)
 

@@ -13,6 +13,7 @@ FIELDS = {
     "workers": 7,
     "queued": 3,
     "host": "192.0.2.1",
+    "owner": "user 1000",
     "max_per_host": 9,
     "timeout": 90.0,
     "start_error": "no office in {nowhere}: install one",
@@ -38,7 +39,7 @@ def test_each_text_names_ooodd_the_problem_and_the_remedy(reason: Reason) -> Non
         (Reason.QUEUE_FULL, "all 7 workers are busy and 3 clients wait already"),
         (Reason.HOST_FULL, "9 clients of 192.0.2.1 wait already"),
         (Reason.WAITED_TOO_LONG, "none of the 7 workers became free within 90 s"),
-        (Reason.WAITS_FOR_ITSELF, "sessions of 192.0.2.1 hold all 7 workers"),
+        (Reason.WAITS_FOR_ITSELF, "sessions of user 1000 hold all 7 workers"),
         (Reason.NO_OFFICE, ": no office in {nowhere}: install one"),
     ],
 )

@@ -17,7 +17,7 @@ from ooodd.office.office import Office
 from ooodd.pool.actions import Lease, Reason
 from ooodd.pool.pool import State
 from succession import HELLO, ONE, TWO, Machine, SystemdStorage, echoes, machine, turns
-from world import world
+from world import CALL, world
 
 
 async def test_a_stop_interrupted_by_a_restart_ends_no_later_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +126,34 @@ async def test_a_stop_in_progress_at_a_restart_counts_once() -> None:
         assert it.broker.pool.totals.recycled == 0
         assert before.count(messages.WORKER_DIRTY) + it.journal.count(messages.WORKER_DIRTY) == 1
         assert it.journal.count(messages.WORKER_RECYCLED) == 0
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+async def test_a_session_that_was_asked_for_goes_on_after_a_restart_amid_it(how: str) -> None:
+    """What comes from the client meanwhile stays in its socket, and the next broker passes it on."""
+    asked = asyncio.Event()
+
+    async def is_clean(_: int) -> bool:
+        asked.set()
+        return await asyncio.Event().wait()
+
+    config = "[pool]\nworkers=1\n[session]\nreclaim_after='100ms'"
+    async with machine(config) as it, it.client() as first, it.client() as second:
+        assert await first.open() == HELLO
+        it.broker.driver._reclaimer._is_clean = is_clean
+        await second.send(OPENING)
+        await asked.wait()
+        await first.send(CALL)
+        if how == "kill":
+            it.kill()
+            await it.clean_up_after_kill()
+        else:
+            await it.hand_over()
+        await it.begin()
+        assert await first.receive(len(CALL)) == CALL
+        assert it.journal.count(messages.SESSION_LOST) == 0
+        first.socket.close()
+        assert await second.receive(len(HELLO)) == HELLO
 
 
 async def test_after_an_error_during_adoption_the_next_broker_adopts_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
     assert set(status) == {"workers", "queue", "totals", "config"}
     assert [set(worker) for worker in status["workers"]] == [WORKER]
     assert set(status["queue"]) == {"length", "oldest_wait"}
-    assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty"}
+    assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty", "reclaimed"}
     assert status["config"] == config.as_dict()
     assert json.loads(json.dumps(status)) == status
 
@@ -119,9 +119,9 @@ def test_a_client_that_has_waited_since_boot_is_the_oldest_too() -> None:
 
 
 def test_totals_are_passed_on() -> None:
-    totals = Totals(sessions=1, refused=2, recycled=3, crashed=4, hung=5, dirty=6)
+    totals = Totals(sessions=1, refused=2, recycled=3, crashed=4, hung=5, dirty=6, reclaimed=7)
     assert snapshot(a_pool(totals=totals), a_keeper(), {}, Config())["totals"] == {
-        "sessions": 1, "refused": 2, "recycled": 3, "crashed": 4, "hung": 5, "dirty": 6,
+        "sessions": 1, "refused": 2, "recycled": 3, "crashed": 4, "hung": 5, "dirty": 6, "reclaimed": 7,
     }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_the_table_shows_the_snapshot() -> None:
     assert lines[2].split() == ["2", "busy", "3s", "12", str(NO_PROCESS), "-", "192.0.2.1:5"]
     assert lines[3] == ""
     assert lines[4].startswith("1 waiting, the first for ")
-    assert lines[5] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty"
+    assert lines[5] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty, 0 reclaimed"
     assert lines[6:] == ["worker 1 failed: refused by plan"]
 
 

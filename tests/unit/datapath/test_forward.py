@@ -339,3 +339,43 @@ async def test_memory_of_its_own_will_do() -> None:
         await until(lambda: asyncio.get_running_loop().time())
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_a_paused_client_sends_stays_in_its_socket_until_it_goes_on() -> None:
+    async with session() as it:
+        it.forwarding.pause()
+        await send(it.client, b"call")
+        await send(it.office, b"event")
+        assert await receive(it.client, 5) == b"event"
+        assert it.near_client.recv(9, socket.MSG_PEEK) == b"call"
+        it.forwarding.resume()
+        assert await receive(it.office, 4) == b"call"
+
+
+async def test_a_frozen_session_does_not_go_on_after_a_pause() -> None:
+    async with session() as it:
+        it.forwarding.pause()
+        assert it.forwarding.freeze().done()
+        it.forwarding.resume()
+        await send(it.client, b"call")
+        await asyncio.sleep(0)
+        assert it.near_client.recv(9) == b"call"
+
+
+async def test_a_session_that_is_ended_for_another_client_says_so() -> None:
+    async with session() as it:
+        it.forwarding.end()
+        ended = await it.result()
+        assert (ended.by, ended.reclaimed, ended.office_let_go) == (Side.BROKER, True, False)
+        it.forwarding.resume()  # does nothing
+        it.forwarding.end()
+
+
+async def test_a_session_that_ends_by_itself_was_not_ended_for_another_client() -> None:
+    async with session() as it:
+        it.client.shutdown(socket.SHUT_WR)
+        assert await receive(it.office) == b""
+        assert it.forwarding.quiet_since is None
+        it.forwarding.end()
+        ended = await it.result()
+        assert (ended.by, ended.reclaimed) == (Side.CLIENT, False)

@@ -72,7 +72,7 @@ def test_an_error_after_a_chunk_was_sent(way: str, loop: Callable[[], asyncio.Ab
     async def test() -> None:
         async with session(SessionLimits(timeout=3600)) as it, session() as other:
             source, sink = it.ends(way)
-            it.direction(way)._count_calls = fail
+            it.direction(way).count_calls = fail
             source.send(b"one")
             await see_it_end(it, other, way)
             assert sink.recv(100) == b"one"
@@ -174,7 +174,7 @@ def test_an_error_that_is_no_exception_ends_it_too() -> None:
 
     async def test() -> None:
         async with session() as it:
-            it.direction(TO_OFFICE)._count_calls = kill
+            it.direction(TO_OFFICE).count_calls = kill
             it.client.send(b"one")
             await until(it.task.done)
             assert isinstance(it.task.exception(), Killed)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Pools to test with, and the steps that many tests share."""
 
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
 from ooodd.pool.actions import Action, Reason, Start
 from ooodd.pool.limits import Limits
-from ooodd.pool.pool import Pool
+from ooodd.pool.pool import Look, Pool
 
 
 def limits(workers: int = 2, **others: object) -> Limits:
@@ -39,6 +40,11 @@ def ready_pool(workers: int = 2, **others: object) -> Pool:
 def elastic_pool(workers: int, **others: object) -> Pool:
     """A pool that has only the workers that its clients need, with idle_timeout = 50."""
     return pool(workers, **{"min_workers": 0, "idle_timeout": 50.0, **others})
+
+
+def looks(quiet_since: Mapping[int, float], **processes: bytes) -> dict[int, Look]:
+    """Looks at the sessions of some clients, by when they became quiet; and `client_N`, the process of client N."""
+    return {client: Look(since, processes.get(f"client_{client}", b"")) for client, since in quiet_since.items()}
 
 
 def end_session(

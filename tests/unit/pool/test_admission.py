@@ -2,17 +2,18 @@
 """The queue: its order, who may join it, and who is refused."""
 
 from ooodd.pool.actions import Lease, Reason, Refuse, Start
-from ooodd.pool.admission import WAITS_FOR_ITSELF_AFTER, Queue, Waiting
-from pool.pools import elastic_pool, end_session, pool, ready_pool
+from ooodd.pool.admission import WAITS_FOR_ITSELF_AFTER, Queue
+from ooodd.pool.workers import Place
+from pool.pools import elastic_pool, end_session, looks, pool, ready_pool
 
 
 def test_the_queue_is_in_the_order_of_joining_and_then_of_client_numbers() -> None:
     queue = Queue()
     for client, joined in ((3, 5.0), (9, -2.0), (2, 5.0), (1, 7.0)):
-        queue.add(client, Waiting(joined, "a"))
+        queue.add(client, Place(joined, "a"))
     assert list(queue) == [9, 2, 3, 1]
     assert (queue.first, queue.oldest, len(queue)) == (9, -2.0, 4)
-    assert queue.remove(2) == Waiting(5.0, "a")
+    assert queue.remove(2) == Place(5.0, "a")
     assert 2 not in queue
     assert 3 in queue
     assert list(queue) == [9, 3, 1]
@@ -85,13 +86,13 @@ def test_a_client_that_waits_for_itself_is_told_so() -> None:
     it.join(3, 3.0, "a")
     it.join(4, 4.0, "b")
     it.join(5, 5.0, "a")
-    assert it.tick(32.9, {1: 2.0, 2: 2.0}) == [], "it may only think for a while"
-    assert it.tick(40.0, {1: 2.0}) == [], "a call is under way on 2"
-    assert it.tick(45.0, {1: 2.0, 2: 20.0}) == [], "a byte has moved on 2"
-    assert it.tick(50.0, {1: 2.0, 2: 20.0}) == [Refuse(3, Reason.WAITS_FOR_ITSELF)]
-    assert it.tick(54.9, {1: 2.0, 2: 20.0}) == [], "5 may have waited for 3"
-    assert it.tick(55.0, {1: 2.0, 2: 20.0}) == [Refuse(5, Reason.WAITS_FOR_ITSELF)]
-    assert it.tick(60.0, {1: 2.0, 2: 20.0}) == [], "4 waits for another host"
+    assert it.tick(32.9, looks({1: 2.0, 2: 2.0})) == [], "it may only think for a while"
+    assert it.tick(40.0, looks({1: 2.0})) == [], "a call is under way on 2"
+    assert it.tick(45.0, looks({1: 2.0, 2: 20.0})) == [], "a byte has moved on 2"
+    assert it.tick(50.0, looks({1: 2.0, 2: 20.0})) == [Refuse(3, Reason.WAITS_FOR_ITSELF)]
+    assert it.tick(54.9, looks({1: 2.0, 2: 20.0})) == [], "5 may have waited for 3"
+    assert it.tick(55.0, looks({1: 2.0, 2: 20.0})) == [Refuse(5, Reason.WAITS_FOR_ITSELF)]
+    assert it.tick(60.0, looks({1: 2.0, 2: 20.0})) == [], "4 waits for another host"
 
 
 def test_the_deadline_is_when_a_client_can_be_told_first_that_it_waits_for_itself() -> None:
@@ -99,9 +100,9 @@ def test_the_deadline_is_when_a_client_can_be_told_first_that_it_waits_for_itsel
     it.join(1, 2.0, "a")
     it.join(2, 3.0, "a")
     assert it.deadline == 3.0 + WAITS_FOR_ITSELF_AFTER
-    assert it.tick(33.0, {1: 4.0}) == []
+    assert it.tick(33.0, looks({1: 4.0})) == []
     assert it.deadline == 38.0
-    assert it.tick(38.0, {1: 4.0}) == [Refuse(2, Reason.WAITS_FOR_ITSELF)]
+    assert it.tick(38.0, looks({1: 4.0})) == [Refuse(2, Reason.WAITS_FOR_ITSELF)]
     assert it.deadline is None
 
 
@@ -111,9 +112,9 @@ def test_with_a_short_timeout_a_client_is_told_at_the_end_that_it_waited_for_its
     it.join(2, 3.0, "a")
     it.join(3, 3.0, "b")
     it.join(4, 4.0, "a")
-    assert it.tick(12.9, {1: 2.0}) == [], "it may still get its turn"
-    assert it.tick(13.0, {1: 3.1}) == [Refuse(2, Reason.WAITS_FOR_ITSELF), Refuse(3, Reason.WAITED_TOO_LONG)]
-    assert it.tick(14.0, {1: 13.0}) == [Refuse(4, Reason.WAITED_TOO_LONG)]
+    assert it.tick(12.9, looks({1: 2.0})) == [], "it may still get its turn"
+    assert it.tick(13.0, looks({1: 3.1})) == [Refuse(2, Reason.WAITS_FOR_ITSELF), Refuse(3, Reason.WAITED_TOO_LONG)]
+    assert it.tick(14.0, looks({1: 13.0})) == [Refuse(4, Reason.WAITED_TOO_LONG)]
 
 
 def test_no_client_waits_for_itself_while_another_host_has_a_worker_or_a_worker_is_free() -> None:
@@ -121,6 +122,6 @@ def test_no_client_waits_for_itself_while_another_host_has_a_worker_or_a_worker_
     it.join(1, 2.0, "a")
     it.join(2, 2.0, "b")
     it.join(3, 3.0, "a")
-    assert it.tick(50.0, {1: 2.0, 2: 2.0}) == []
+    assert it.tick(50.0, looks({1: 2.0, 2: 2.0})) == []
     it.lost(2, 51.0, Reason.CRASHED, "")
-    assert it.tick(60.0, {1: 2.0}) == []
+    assert it.tick(60.0, looks({1: 2.0})) == []

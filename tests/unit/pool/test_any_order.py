@@ -9,12 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
-from ooodd.pool.admission import Waiting
+from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Reclaim, Refuse, Start, Stop
 from ooodd.pool.limits import Limits
-from ooodd.pool.pool import Pool, State, Worker
+from ooodd.pool.pool import Place, Pool, State, Worker
 from ooodd.pool.workers import ALIVE
-from pool.pools import limits
+from pool.pools import limits, looks
 
 FAULTS = [None, Reason.HUNG, Reason.CUT_OFF, Reason.CRASHED, Reason.DIRTY]
 MOST_WORKERS = 4
@@ -41,6 +40,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.stopping: set[int] = set()
         self.probing: set[int] = set()
         self.inspecting: set[int] = set()
+        # Sessions that were asked for, and those that are being ended, by client.
+        self.asked: set[int] = set()
+        self.ending: set[int] = set()
         self.faulty: set[int] = set()
         self.uses: dict[int, int] = {}
         self.joined: dict[int, float] = {}
@@ -59,7 +61,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.uses[number] = uses
             holder = None
             if busy:
-                holder = self.new_client(), "host 1"
+                holder = self.new_client(), Place(zero, "host 1")
                 self.holds[holder[0]] = number
             self.obey(self.it.adopt(number, zero, before, holder))
         for seconds in waited:
@@ -94,8 +96,18 @@ class AnyOrder(RuleBasedStateMachine):
                     self.probing.add(number)
                 case Break(number, client):
                     assert self.holds.pop(client) == number
+                case Reclaim(number, client):
+                    assert self.holds[client] == number
+                    assert number not in self.inspecting, "its session has ended already"
+                    self.asked.add(client)
+                    assert len(self.asked & self.holds.keys()) <= self.without_a_worker()
                 case Refuse(client, _):
                     self.waiting.remove((self.joined[client], client))
+
+    def without_a_worker(self) -> int:
+        """How many clients wait, less the workers that are free, or will be without the end of a session."""
+        free = len(self.starting) + len(self.stopping) + len(self.numbers(State.IDLE))
+        return len(self.waiting) - free
 
     def check_lease(self, number: int, client: int) -> None:
         assert number in self.running - self.starting
@@ -120,8 +132,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.joined[client] = joined
         insort(self.waiting, (joined, client))
 
-    def place(self, client: int) -> Waiting:
-        return Waiting(self.joined[client], f"host {client % 2}")
+    def place(self, client: int) -> Place:
+        return Place(self.joined[client], f"host {client % 2}")
 
     def numbers(self, state: State) -> list[int]:
         return [worker.id for worker in self.it.workers.values() if worker.state is state]
@@ -193,6 +205,29 @@ class AnyOrder(RuleBasedStateMachine):
         self.obey(self.it.give_back(number, client, self.tick(), reached=False))
         self.wait(client, self.joined.get(client, self.now))
         self.obey(self.it.rejoin(client, self.place(client), self.now))
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), left=st.booleans())
+    def asked_for(self, data: st.DataObject, left: bool) -> None:  # noqa: FBT001
+        client = data.draw(st.sampled_from(sorted(self.asked)))
+        self.asked.discard(client)
+        if not left:
+            self.it.reclaiming.spare(client, self.tick())
+        elif self.it.reclaiming.grant(client, self.tick()):
+            self.ending = self.ending & self.holds.keys() | {client}
+            assert len(self.ending) <= self.without_a_worker()
+
+    @precondition(lambda self: self.ending & self.holds.keys())
+    @rule(data=st.data())
+    def ended(self, data: st.DataObject) -> None:
+        client = data.draw(st.sampled_from(sorted(self.ending & self.holds.keys())))
+        self.ending.discard(client)
+        number = self.holds.pop(client)
+        if number not in self.inspecting:
+            assert self.it.inspect(number, client, self.tick())
+        self.inspecting.discard(number)
+        self.faulty.add(number)
+        self.obey(self.it.release(number, client, self.tick()))
 
     # Workers
 
@@ -267,7 +302,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 5.0, 200.0]))
     def time_goes_by(self, seconds: float) -> None:
         self.now += seconds
-        self.obey(self.it.tick(self.now, dict.fromkeys(self.holds, self.now - 60.0)))
+        self.obey(self.it.tick(self.now, looks(dict.fromkeys(self.holds, self.now - 60.0))))
 
     @rule(workers=st.integers(1, MOST_WORKERS), max_uses=st.integers(1, 5), data=st.data())
     def reconfigure(self, workers: int, max_uses: int, data: st.DataObject) -> None:
@@ -365,7 +400,16 @@ class AnyOrderElastic(AnyOrder):
         )
 
 
+class AnyOrderReclaiming(AnyOrder):
+    """The same with sessions that are reclaimed; every session is quiet for long, but some have something open."""
+
+    def start_limits(self) -> Limits:
+        return replace(super().start_limits(), reclaim_after=1.0, min_workers=1, max_uses=1, max_uses_jitter=0)
+
+
+AnyOrderReclaiming.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 AnyOrderElastic.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrderElastic = AnyOrderElastic.TestCase
+TestAnyOrderReclaiming = AnyOrderReclaiming.TestCase

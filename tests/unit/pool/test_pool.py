@@ -6,9 +6,9 @@ from random import Random
 import pytest
 
 from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
-from ooodd.pool.admission import Waiting
 from ooodd.pool.pool import IllegalTransition, Pool, State, Totals, Worker
-from pool.pools import elastic_pool, end_session, limits, pool, ready_pool, recycle
+from ooodd.pool.workers import Place
+from pool.pools import elastic_pool, end_session, limits, looks, pool, ready_pool, recycle
 
 # Clients and their workers
 
@@ -52,7 +52,7 @@ def test_a_client_that_could_not_reach_its_office_keeps_its_place_and_the_worker
     it.join(1, 1.0)
     it.join(2, 2.0)
     assert it.give_back(1, 1, 3.0, reached=False) == [Probe(1)]
-    assert it.rejoin(1, Waiting(1.0, ""), 3.0) == []
+    assert it.rejoin(1, Place(1.0, ""), 3.0) == []
     assert (it.totals.sessions, it.workers[1].uses) == (0, 0)
     assert it.probed(1, 4.0) == [Lease(1, 1)]
 
@@ -158,11 +158,11 @@ def test_draining_lets_sessions_end_and_nobody_in() -> None:
         it.join(client, 2.0)
     assert it.drain(3.0) == [Refuse(3, Reason.CLOSING)]
     assert it.join(4, 3.0) == [Refuse(4, Reason.CLOSING)]
-    assert it.rejoin(5, Waiting(1.0, ""), 3.0) == [Refuse(5, Reason.CLOSING)]
+    assert it.rejoin(5, Place(1.0, ""), 3.0) == [Refuse(5, Reason.CLOSING)]
     assert end_session(it, 1, 1, 4.0) == []
     assert not it.drained
     it.lost(2, 4.0, Reason.CRASHED, "")
-    assert it.rejoin(2, Waiting(2.0, ""), 4.0) == [Refuse(2, Reason.CLOSING)]
+    assert it.rejoin(2, Place(2.0, ""), 4.0) == [Refuse(2, Reason.CLOSING)]
     assert it.drained
 
 
@@ -172,12 +172,12 @@ def test_draining_lets_sessions_end_and_nobody_in() -> None:
 def test_the_workers_and_clients_of_an_earlier_broker_are_taken_over() -> None:
     it = pool(3, min_workers=0)
     before = Worker(0, uses=9, max_uses=10, started=-20.0)
-    assert it.adopt(1, 0.0, before, (7, "a")) == []
+    assert it.adopt(1, 0.0, before, (7, Place(0.0, "a"))) == []
     assert it.adopt(2, 0.0, before) == [Probe(2)]
-    assert it.adopt(5, 0.0, before, (8, "a")) == []
+    assert it.adopt(5, 0.0, before, (8, Place(0.0, "a"))) == []
     assert list(it.workers) == [1, 2, 3, 5]
-    it.rejoin(9, Waiting(0.0, "a"), 0.0)
-    it.rejoin(10, Waiting(0.0, "b"), 0.0)
+    it.rejoin(9, Place(0.0, "a"), 0.0)
+    it.rejoin(10, Place(0.0, "b"), 0.0)
     assert it.open(0.0) == [], "with 5, which is one too many, there are as many as may be"
     assert it.probed(2, 0.1) == [Lease(2, 9)]
     assert end_session(it, 1, 7, 1.0, Reason.ADOPTED) == [Stop(1, Reason.ADOPTED), Start(3)]
@@ -191,7 +191,7 @@ def test_clients_that_waited_over_a_restart_are_in_the_order_in_which_they_joine
     it.open(0.0)
     it.join(20, 5.0)
     for client, joined in ((7, 3.0), (4, 4.0), (9, 1.0), (8, 3.0)):
-        it.rejoin(client, Waiting(joined, ""), 6.0)
+        it.rejoin(client, Place(joined, ""), 6.0)
     assert list(it.queue) == [9, 7, 8, 4, 20]
     assert it.queue.oldest == 1.0
     assert it.ready(1, 7.0) == [Lease(1, 9)]
@@ -201,7 +201,7 @@ def test_a_lower_max_uses_applies_to_adopted_offices() -> None:
     before = Worker(0, uses=3, max_uses=12)
     it = pool(2, max_uses=1)
     it.adopt(1, 0.0, before)
-    it.adopt(2, 0.0, before, (7, "a"))
+    it.adopt(2, 0.0, before, (7, Place(0.0, "a")))
     it.open(0.0)
     assert it.probed(1, 0.1) == [Stop(1, Reason.USED_UP)]
     assert end_session(it, 2, 7, 0.2) == [Stop(2, Reason.USED_UP)]
@@ -246,8 +246,8 @@ def day(zero: float) -> list[list[Action] | float | None]:
         told.append(actions)
         told.append(None if it.deadline is None else round(it.deadline - zero, 6))
 
-    then(it.adopt(1, zero, Worker(0, uses=3, max_uses=10, started=zero - 300.0), (1, "a")))
-    then(it.rejoin(2, Waiting(zero - 20.0, "a"), zero))
+    then(it.adopt(1, zero, Worker(0, uses=3, max_uses=10, started=zero - 300.0), (1, Place(zero, "a"))))
+    then(it.rejoin(2, Place(zero - 20.0, "a"), zero))
     then(it.open(zero))
     then(it.not_started(2, zero + 1.0, "why"))
     then(it.stopped(2, zero + 1.0))
@@ -255,7 +255,7 @@ def day(zero: float) -> list[list[Action] | float | None]:
     then(it.tick(zero + 3.0))
     then(it.join(3, zero + 3.0, "a"))
     for seconds in range(4, 400, 8):
-        then(it.tick(zero + seconds, {1: zero + 3.0, 2: zero + 3.0}))
+        then(it.tick(zero + seconds, looks({1: zero + 3.0, 2: zero + 3.0})))
         for worker in [*it.workers.values()]:
             if worker.state is State.STARTING:
                 then(it.ready(worker.id, zero + seconds))

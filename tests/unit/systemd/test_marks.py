@@ -14,7 +14,7 @@ def filled(marks: Marks) -> None:
     slot.pid, slot.uses, slot.max_uses, slot.started, slot.session = 4_000_000, 9, 13, 12345.678, 2**40
     slot.stopping = slot.begun = True
     slot.record[5] = 7
-    marks.totals = (1, 2, 3, 4, 5, 2**63)
+    marks.totals = (1, 2, 3, 4, 5, 6, 2**63)
     marks.last_session = 2**40
     marks.accepted = 2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
     marks.config = "[pool] ä"
@@ -28,7 +28,7 @@ def test_marks_are_read_as_they_were_written() -> None:
     assert (slot.pid, slot.uses, slot.max_uses, slot.started, slot.session) == (4_000_000, 9, 13, 12345.678, 2**40)
     assert (slot.stopping, slot.begun, slot.begun_by_2, slot.held_by_2) == (True, True, False, False)
     assert bytes(slot.record) == bytes(5) + b"\7" + bytes(58)
-    assert marks.totals == (1, 2, 3, 4, 5, 2**63)
+    assert marks.totals == (1, 2, 3, 4, 5, 6, 2**63)
     assert marks.last_session == 2**40
     assert marks.config == "[pool] ä"
     assert marks.accepted == (2**40, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535")
@@ -44,7 +44,7 @@ def test_slots_are_apart() -> None:
         slot.stopping = slot.begun = number % 2 == 0
         slot.record[:] = bytes([number % 256]) * len(slot.record)
     marks.slot(5).clear()
-    assert marks.totals == (0, 0, 0, 0, 0, 0)
+    assert marks.totals == (0, 0, 0, 0, 0, 0, 0)
     assert marks.last_session == 0
     assert marks.config == ""
     for number in range(1, MOST_WORKERS + 1):
@@ -108,7 +108,7 @@ def test_marks_of_version_0_2_are_understood() -> None:
     marks = Marks()
     upgrade(version_2(), marks)
     assert marks.inherited
-    assert marks.totals == (10, 1, 2, 3, 4, 5)
+    assert marks.totals == (10, 1, 2, 3, 4, 5, 0)
     assert (marks.last_session, marks.accepted) == (17, (17, "192.0.2.1:5"))
     assert marks.config == '{"pool": {}}'
     assert marks.used() == [1, 2]
