@@ -5,8 +5,8 @@
     build.py [--only java|cpp] DIRECTORY
 
 It makes ``java/Convert.class`` and ``java-client``, ``cpp/convert`` and ``cpp-client``. The two *-client files are
-shell scripts with the arguments HOST PORT SOURCE TARGET.pdf. They need the files beside them, so the directory can be
-moved.
+shell scripts with the arguments HOST PORT SOURCE TARGET.pdf. ``java-jobs`` has the arguments HOST PORT COUNT [THREADS].
+They need the files beside them, so the directory can be moved.
 
 - Java: default-jdk-headless, liblibreoffice-java (libreoffice.jar, which has all of UNO's classes), libunoloader-java.
 - C++: g++, libreoffice-dev (cppumaker, headers, the libuno_*.so to link with), ure (the libraries and the type
@@ -30,7 +30,7 @@ PROGRAM = f"{OFFICE}/program"
 SDK = f"{OFFICE}/sdk"
 
 JAVA_CLIENT = f"""#!/bin/sh
-exec java -cp "$(dirname "$0")/java:{JAR}" Convert "$@"
+exec java -cp "$(dirname "$0")/java:{JAR}" %s "$@"
 """
 CPP_CLIENT = f"""#!/bin/sh
 export URE_BOOTSTRAP=vnd.sun.star.pathname:{PROGRAM}/fundamentalrc
@@ -50,10 +50,11 @@ def script(path: Path, text: str) -> None:
 
 
 def build_java(directory: Path) -> None:
-    """Compile the Java client."""
-    source = str(HERE / "java" / "Convert.java")
-    run("javac", "-Xlint:all", "-Werror", "-cp", JAR, "-d", str(directory / "java"), source)
-    script(directory / "java-client", JAVA_CLIENT)
+    """Compile the Java clients."""
+    sources = [str(HERE / "java" / f"{name}.java") for name in ("Convert", "Jobs")]
+    run("javac", "-Xlint:all", "-Werror", "-cp", JAR, "-d", str(directory / "java"), *sources)
+    script(directory / "java-client", JAVA_CLIENT % "Convert")
+    script(directory / "java-jobs", JAVA_CLIENT % "Jobs")
 
 
 def build_cpp(directory: Path) -> None:

@@ -119,7 +119,7 @@ def expected_pages(documents: Path) -> dict[str, int]:
 def built_clients() -> Path:
     """The built Java and C++ clients (tests/clients/build.py). Every machine has them in CLIENTS_INSIDE."""
     build = CLIENTS / "build.py"
-    sources = [build, CLIENTS / "java" / "Convert.java", CLIENTS / "cpp" / "convert.cpp"]
+    sources = [build, *sorted((CLIENTS / "java").glob("*.java")), CLIENTS / "cpp" / "convert.cpp"]
     return made("clients", PYTHON, str(build), sources=sources)
 
 

@@ -29,10 +29,14 @@ class Service:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def configure(self, text: str = "") -> None:
-        """Stop everything, write the configuration, and start the socket only."""
+    def configure(self, text: str = "", *, reclaims: bool = False) -> None:
+        """Stop everything, write the configuration, and start the socket only.
+
+        :param reclaims: whether sessions are reclaimed as by default. Most tests have clients that hold a session and
+            do nothing, and would lose it as soon as another one waits.
+        """
         self.stop()
-        self.machine.put(CONFIGURATION, text)
+        self.machine.put(CONFIGURATION, text if reclaims else never_reclaiming(text))
         self.machine.run("systemctl", "start", "ooodd.socket", check=True)
 
     def stop(self) -> None:
@@ -179,6 +183,12 @@ class Service:
         """The page count of a PDF on the machine; CommandFailed if it is no PDF."""
         info = self.machine.run("pdfinfo", pdf, check=True).stdout
         return int(info.split("Pages:")[1].split()[0])
+
+
+def never_reclaiming(text: str) -> str:
+    """The configuration, so that no session is ended for a client that waits."""
+    header, key = "[session]\n", 'reclaim_after = "infinity"\n'
+    return text.replace(header, header + key) if header in text else f"{text}\n{header}{key}"
 
 
 def await_step(client: Command, step: str) -> dict[str, Any]:

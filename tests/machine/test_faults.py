@@ -255,7 +255,15 @@ def test_a_lost_bus_ends_no_session(fresh_service: Service) -> None:
     print(f"found {time.monotonic() - began:.2f} s after the bus was back")
     assert service.serves() == other["pid"]
     assert service.main_pid() == broker
-    assert service.totals() == {"sessions": 4, "refused": 0, "recycled": 0, "crashed": 1, "hung": 0, "dirty": 0}
+    assert service.totals() == {
+        "sessions": 4,
+        "refused": 0,
+        "recycled": 0,
+        "crashed": 1,
+        "hung": 0,
+        "dirty": 0,
+        "reclaimed": 0,
+    }
 
 
 @pytest.mark.parametrize("fault", ["abort", "about", "calc-visible"])
@@ -354,7 +362,15 @@ def test_a_hung_office_is_replaced_idle_or_busy(service: Service) -> None:
     print(f"busy: the next client was served {time.monotonic() - began:.2f} s after the end of the hung one's")
     service.wait_total("hung", 2)
     assert len(service.lines(messages.WORKER_HUNG, moment)) == 2
-    assert service.totals() == {"sessions": 2, "refused": 0, "recycled": 0, "crashed": 0, "hung": 2, "dirty": 0}
+    assert service.totals() == {
+        "sessions": 2,
+        "refused": 0,
+        "recycled": 0,
+        "crashed": 0,
+        "hung": 2,
+        "dirty": 0,
+        "reclaimed": 0,
+    }
 
 
 def wait_until_it_works(service: Service, pid: int) -> None:

@@ -112,7 +112,7 @@ def test_a_client_that_waits_for_itself_is_refused(service: Service) -> None:
     took = time.monotonic() - began
     print(f"refused after {took:.1f} s")
     assert (
-        "ooodd: this client waits for itself: sessions of 127.0.0.1 hold all 2 workers, and nothing moves on them; "
+        "ooodd: this client waits for itself: sessions of user 0 hold all 2 workers, and nothing moves on them; "
         "end one of them first, or raise [pool] workers above 2"
     ) in out
     service.wait_idle()
