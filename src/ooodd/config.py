@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -105,13 +106,30 @@ BytesOrNone = Annotated[
     int | None, replace(_MEMORY, description=f'{_MEMORY.description} or "infinity"', unlimited=True)
 ]
 
+# The jitter of a `max_uses` that is great enough.
 _DEFAULT_JITTER = 3
 _YEAR = 365 * 86400.0
+# A busy office takes about as much.
+_MEMORY_PER_WORKER = 256 << 20
+# The limits of a container, in cgroup version 2 and 1.
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def _default_workers() -> int:
-    """Return a generous number: an idle office takes 22 MiB, and some programs hold three connections at once."""
-    return max(4, 2 * (os.cpu_count() or 1))
+    """Return a generous number, as far as the memory goes.
+
+    An idle office takes 22 MiB, and some programs hold three connections at once.
+    """
+    return min(max(4, 2 * (os.cpu_count() or 1)), max(2, _memory() // _MEMORY_PER_WORKER))
+
+
+def _memory() -> int:
+    """Return the bytes of memory that the machine, or the container, has."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # "max"
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 class PoolSection(BaseModel, extra="forbid"):
@@ -120,8 +138,8 @@ class PoolSection(BaseModel, extra="forbid"):
     workers: int = Field(default_factory=_default_workers, ge=1, le=1000)
     min_workers: int = Field(default=1, ge=0, le=1000)
     spare_workers: int = Field(default=1, ge=0, le=1000)
-    max_uses: int = Field(default=10, ge=1, le=1_000_000)
-    max_uses_jitter: int = Field(default=_DEFAULT_JITTER, ge=0, le=1_000_000)
+    max_uses: int = Field(default=1, ge=1, le=1_000_000)
+    max_uses_jitter: int = Field(default=0, ge=0, le=1_000_000)
     max_age: SecondsOrNone = Field(default=None, ge=1.0, le=_YEAR)
     max_memory: BytesOrNone = Field(default=1 << 30, ge=64 << 20, le=1 << 50)
     start_timeout: Seconds = Field(default=60.0, ge=1.0, le=3600.0)
@@ -267,7 +285,7 @@ def _quantity(annotation: object) -> Quantity | None:
 
 
 def _fit_jitter(document: dict[str, Any]) -> None:
-    """Lower the default of `max_uses_jitter` if the file has a small `max_uses`, so that this key alone is valid."""
+    """Give a `max_uses` of the file a jitter that fits, so that this key alone is enough."""
     pool = document.get("pool")
     if isinstance(pool, dict) and isinstance(pool.get("max_uses"), int):
         pool.setdefault("max_uses_jitter", max(0, min(_DEFAULT_JITTER, pool["max_uses"] - 1)))

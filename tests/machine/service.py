@@ -36,7 +36,7 @@ class Service:
             do nothing, and would lose it as soon as another one waits.
         """
         self.stop()
-        self.machine.put(CONFIGURATION, text if reclaims else never_reclaiming(text))
+        self.machine.put(CONFIGURATION, several_uses(text if reclaims else never_reclaiming(text)))
         self.machine.run("systemctl", "start", "ooodd.socket", check=True)
 
     def stop(self) -> None:
@@ -189,6 +189,14 @@ def never_reclaiming(text: str) -> str:
     """The configuration, so that no session is ended for a client that waits."""
     header, key = "[session]\n", 'reclaim_after = "infinity"\n'
     return text.replace(header, header + key) if header in text else f"{text}\n{header}{key}"
+
+
+def several_uses(text: str) -> str:
+    """The configuration, so that offices serve several clients unless it says otherwise: most tests look at that."""
+    header, keys = "[pool]\n", "max_uses = 10\nmax_uses_jitter = 3\n"
+    if "max_uses" in text:
+        return text
+    return text.replace(header, header + keys) if header in text else f"{header}{keys}{text}"
 
 
 def await_step(client: Command, step: str) -> dict[str, Any]:

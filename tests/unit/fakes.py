@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from ooodd.config import Config, parse
 from ooodd.errors import StartError
 from ooodd.messages import Message
 from ooodd.office.office import Office
@@ -32,6 +33,12 @@ GREETING = OfficeSide().greeting()
 # The first block of a UNO client: the block header and a message with all five flags. The message is a release, which
 # has no reply.
 OPENING = struct.pack(">IIBB", 9, 1, 0xF8, 0x02) + b"opening"
+
+
+def settings(text: str) -> Config:
+    """Return a configuration. Offices serve several clients unless it says otherwise: most tests look at that."""
+    header, keys = "[pool]\n", "max_uses = 10\nmax_uses_jitter = 3\n"
+    return parse(text if "max_uses" in text else text.replace(header, header + keys), "test")
 
 
 def first_request() -> bytes:

@@ -23,10 +23,10 @@ from fakes import (
     ListJournal,
     ListNotifier,
     MemoryFdStore,
+    settings,
 )
 from fakesystemd import FakeSystemd
 from ooodd.broker.broker import Broker, End
-from ooodd.config import parse
 from ooodd.datapath.forward import Forwarding
 from ooodd.systemd import fdstore
 from ooodd.systemd.listeners import listen
@@ -106,9 +106,7 @@ class Machine:
         self.config = config or self.config
         self.journal = ListJournal()
         running = await self.supervisor.running()
-        self.broker = Broker(
-            parse(self.config, "test"), self.supervisor, self.journal, ListNotifier(), self.storage.store
-        )
+        self.broker = Broker(settings(self.config), self.supervisor, self.journal, ListNotifier(), self.storage.store)
         self.running: asyncio.Task[None] | None = None
         left, self.left = self.left, {}
         self._inherited = [each for sockets in left.values() for each in sockets]

@@ -44,14 +44,14 @@ def outcome(text: str) -> Config | str:
 def test_an_empty_file_gives_all_defaults() -> None:
     parsed = parse("", "ooodd.toml")
     assert parsed == Config()
-    assert parsed.pool.workers >= 4
+    assert parsed.pool.workers >= 2
     assert parsed.as_dict() == {
         "pool": {
             "workers": parsed.pool.workers,
             "min_workers": 1,
             "spare_workers": 1,
-            "max_uses": 10,
-            "max_uses_jitter": 3,
+            "max_uses": 1,
+            "max_uses_jitter": 0,
             "max_age": None,
             "max_memory": 1024**3,
             "start_timeout": 60.0,
@@ -285,7 +285,7 @@ def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
         ),
         (
             "[pool]\nmax_uses_jitter = 10",
-            "pool.max_uses_jitter: must be below pool.max_uses (10), not 10; lower it or raise max_uses",
+            "pool.max_uses_jitter: must be below pool.max_uses (1), not 10; lower it or raise max_uses",
         ),
         (
             "[pool]\nworkers = 4\nmin_workers = 5",
@@ -333,6 +333,25 @@ def test_invalid_toml_is_reported_with_its_line(text: str, where: str) -> None:
     reason = refusal(text)
     assert reason.startswith("not valid TOML: ")
     assert where in reason
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "workers"),
+    [(1, 64 << 30, 4), (8, 64 << 30, 16), (8, 2 << 30, 8), (2, 1 << 29, 2), (64, 1 << 28, 2), (None, 1 << 30, 4)],
+)
+def test_the_default_number_of_workers_minds_cpus_and_memory(
+    monkeypatch: pytest.MonkeyPatch, cpus: int | None, memory: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    monkeypatch.setattr("ooodd.config._memory", lambda: memory)
+    assert Config().pool.workers == workers
+
+
+def test_the_memory_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "v2").write_text("max\n")
+    (tmp_path / "v1").write_text("536870912\n")
+    monkeypatch.setattr("ooodd.config._MEMORY_LIMITS", (tmp_path / "v2", tmp_path / "v1", tmp_path / "none"))
+    assert config._memory() == 1 << 29
 
 
 @pytest.mark.parametrize("uses", [1, 2, 3, 4, 10])

@@ -7,9 +7,8 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier, first_request
+from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier, first_request, settings
 from ooodd.broker.broker import Broker, End
-from ooodd.config import parse
 from ooodd.systemd.fdstore import NoFdStore
 from ooodd.systemd.listeners import listen
 
@@ -34,7 +33,7 @@ class World:
         self.supervisor = FakeSupervisor(directory, plan)
         self.journal = ListJournal()
         self.notifier = ListNotifier()
-        self.broker = Broker(parse(config, "test"), self.supervisor, self.journal, self.notifier, NoFdStore())
+        self.broker = Broker(settings(config), self.supervisor, self.journal, self.notifier, NoFdStore())
         running = self.broker.run([self.listener], ends_unused=ends_unused)
         self.running = asyncio.create_task(running, name="broker")
 

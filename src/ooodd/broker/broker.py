@@ -96,6 +96,8 @@ class Broker:
 
     def status_line(self) -> str:
         """Return the line that systemctl status shows."""
+        if self.pool.cannot_start:
+            return f"no office can be started: {self.pool.cannot_start}"
         failed = self.pool.count(State.FAILED)
         advice = ": journalctl -u ooodd" if failed else ""
         workers, queued = self.config.pool.workers, len(self.pool.queue)

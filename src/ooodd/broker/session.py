@@ -284,6 +284,9 @@ class Session:
         client.enter(Phase.INSPECTING)
         if not self._pool.inspect(tenure.worker, client.session, time.monotonic()):
             return None
+        worker = self._pool.workers[tenure.worker]
+        if ended.by is not Side.OFFICE and (ended.reclaimed or worker.uses >= worker.max_uses):
+            return Verdict()  # it is replaced in any case
         suspicion = _suspect(ended)
         within = self._driver.config.pool.probe_timeout
         try:
@@ -322,4 +325,5 @@ def _suspect(ended: Ended) -> Verdict:
         return Verdict(Reason.DIRTY, "its session ended amid a call")
     if not ended.office_let_go and ended.by is Side.CLIENT:
         return Verdict(Reason.DIRTY, "it did not let go of a client that had gone")
-    return Verdict()
+    # A client that ooodd has cut off comes back, and finds its old objects by their ids if it gets the same office.
+    return Verdict(Reason.CUT_OFF, "ooodd ended its session") if ended.by is Side.BROKER else Verdict()

@@ -35,6 +35,8 @@ def snapshot(pool: Pool, keeper: Keeper, clients: Mapping[int, HasPeer], config:
             "oldest_wait": 0.0 if oldest is None else round(now - oldest, 3),
         },
         "totals": asdict(pool.totals),
+        # Why no office can be started, empty if one runs.
+        "start_error": pool.cannot_start,
         "config": config.as_dict(),
     }
 

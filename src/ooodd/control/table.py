@@ -21,6 +21,8 @@ def table(status: dict[str, Any]) -> str:
         for worker in status["workers"]
         if worker["state"] == "failed"
     ]
+    if status.get("start_error"):  # an ooodd that is being upgraded may not have it yet
+        lines.append(f"no office can be started: {status['start_error']}")
     return "\n".join(lines)
 
 

@@ -227,7 +227,9 @@ class Forwarding:
             self._give_up()
 
     def _check_idle(self, idle_timeout: float) -> None:
-        left = self._last_moved() + idle_timeout - time.monotonic()
+        # A call may take long. Of one that can't be followed nothing is known but its silence.
+        working = self._calls.followed and self._calls.under_way
+        left = idle_timeout if working else self._last_moved() + idle_timeout - time.monotonic()
         if left > 0:
             self._set_timer("idle_timeout", left, self._check_idle, idle_timeout)
         else:

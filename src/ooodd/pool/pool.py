@@ -46,6 +46,8 @@ class Pool:
         self.closing = False
         # Why no office can be started, as clients are told. Empty while all is well.
         self.start_error = ""
+        # Why the last start has failed, if none has succeeded since.
+        self._last_failure = ""
         self._admission = Admission(limits, self.workers, self.totals)
         self.queue = self._admission.queue
         self.reclaiming = Reclaiming(limits, self.workers, self.queue)
@@ -127,6 +129,11 @@ class Pool:
         later = [time for time in (*self._sizing.times(now), self._back_off.hold_until) if now < time < inf]
         return min((*later, *self._admission.times(), *self.reclaiming.times()), default=None)
 
+    @property
+    def cannot_start(self) -> str:
+        """Why no office can be started, from the first failure on; empty while one is in service."""
+        return "" if self.count(*IN_SERVICE) else self._last_failure
+
     def count(self, *states: State) -> int:
         """Return how many workers are in one of the states."""
         return self.workers.count(*states)
@@ -178,7 +185,7 @@ class Pool:
         max_uses, lifespan = self._sizing.draw_max_uses(), self._sizing.draw_lifespan()
         self._lifecycle.ready(worker, now, max_uses, lifespan)
         self._back_off.start_succeeded()
-        self.start_error = ""
+        self.start_error = self._last_failure = ""
         return self._settle(now)
 
     def not_started(self, number: int, now: float, detail: str) -> list[Action]:
@@ -187,6 +194,7 @@ class Pool:
         if worker is None or worker.state is not State.STARTING:
             return []
         worker.failures += 1
+        self._last_failure = detail or Reason.NOT_STARTED
         self._back_off.start_failed(worker.since, now)
         actions: list[Action] = [self._lifecycle.stop(worker, now, Reason.NOT_STARTED, detail)]
         if not self.count(*IN_SERVICE) and self._back_off.lasts_too_long(now):
@@ -223,14 +231,15 @@ class Pool:
     ) -> list[Action]:
         """Take a worker back from its client: into service, or to be recycled if it is worn or has a `fault`.
 
-        A worker without a fault must have been inspected. `memory` is what its office takes, in bytes.
+        A worker without a fault must have been inspected, unless this was its last use. `memory` is what its office
+        takes, in bytes.
         """
         worker = self.workers.get(number)
         if worker is None or worker.client != client:
             return []
         self._sizing.last_client_at = now
-        if self.reclaiming.is_ending(client):
-            fault = fault or Reason.RECLAIMED
+        if self.reclaiming.is_ending(client) and fault in (None, Reason.CUT_OFF):
+            fault = Reason.RECLAIMED
         return self._take_back(worker, now, fault or self._sizing.wear(worker, now, memory), detail)
 
     def probed(

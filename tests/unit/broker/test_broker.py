@@ -24,7 +24,7 @@ from ooodd.config import parse
 from ooodd.office.keeper import Keeper
 from ooodd.pool.pool import State
 from ooodd.uno.urp import OPENING_SIZE
-from world import CALL, HELLO, QUERY, asks, world
+from world import CALL, HELLO, QUERY, World, asks, world
 
 
 async def test_a_client_has_an_office_to_itself() -> None:
@@ -285,14 +285,56 @@ async def test_a_busy_office_is_not_probed() -> None:
 
 
 @pytest.mark.parametrize("key", ["timeout", "idle_timeout"])
-async def test_a_session_limit_ends_the_session_and_keeps_the_office(key: str) -> None:
+async def test_a_session_limit_ends_the_session_and_its_office(key: str) -> None:
     async with world(f"[pool]\nworkers=1\n[session]\n{key}=1") as it, it.client() as client:
         await client.open()
         assert await client.ended()
         ended = await it.journal.wait_for(messages.SESSION_END)
         assert ended["by"] == f"ooodd: [session] {key} = 1 s"
+        await until(lambda: it.supervisor.started == [1, 1])
         await settled(it.broker.pool, State.IDLE)
-        assert it.supervisor.started == [1]
+
+
+def started(it: World, count: int) -> bool:
+    return len(it.supervisor.started) == count
+
+
+async def test_with_one_use_nobody_gets_an_office_that_somebody_had_and_none_is_inspected() -> None:
+    async with world("[pool]\nworkers=1\nmax_uses=1") as it:
+        for number in range(1, 4):
+            await settled(it.broker.pool, State.IDLE)
+            office = it.supervisor.offices[1]
+            assert office.probes == 1, "before its first client"
+            async with it.client() as client:
+                await client.open()
+            await until(partial(started, it, number + 1))
+            assert office.probes == 1
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.recycled) == (3, 3)
+
+
+async def test_a_hung_office_after_its_last_use_is_simply_replaced() -> None:
+    async with world("[pool]\nworkers=1\nmax_uses=1", ["hang-after-session"]) as it:
+        async with it.client() as client:
+            await client.open()
+        await until(lambda: it.supervisor.started == [1, 1])
+        assert it.journal.count(messages.WORKER_HUNG) == 0
+
+
+async def test_an_office_that_crashes_in_its_last_use_is_counted_as_crashed() -> None:
+    async with world("[pool]\nworkers=1\nmax_uses=1") as it, it.client() as client:
+        await client.open()
+        await it.supervisor.kill(1)
+        await until(lambda: it.supervisor.started == [1, 1])
+        assert it.broker.pool.totals.crashed == 1
+
+
+async def test_the_status_says_at_once_that_no_office_can_be_started() -> None:
+    async with world("[pool]\nworkers=1", ["refuse"] * 3) as it:
+        await it.journal.wait_for(messages.WORKER_NOT_STARTED)
+        assert it.broker.status_line().startswith("no office can be started: refused by plan")
+        await settled(it.broker.pool, State.IDLE)
+        assert it.broker.status_line() == "0 of 1 busy, 0 queued, 0 failed"
 
 
 # Refusals

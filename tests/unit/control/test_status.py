@@ -40,7 +40,7 @@ class FakeQueue:
 
 def a_pool(*workers: Worker, queue: FakeQueue | None = None, totals: Totals | None = None) -> Pool:
     fields = {"workers": {worker.id: worker for worker in workers}, "queue": queue or FakeQueue()}
-    return cast(Pool, SimpleNamespace(**fields, totals=totals or Totals()))
+    return cast(Pool, SimpleNamespace(**fields, totals=totals or Totals(), cannot_start="none works"))
 
 
 def a_worker(number: int = 1, state: State = State.IDLE, *, age: float = 0.0, **fields: Any) -> Worker:  # noqa: ANN401
@@ -62,7 +62,8 @@ def a_client(name: str) -> SimpleNamespace:
 def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
     config = parse("[pool]\nworkers = 1\n", "test")
     status = snapshot(a_pool(a_worker()), a_keeper(), {}, config)
-    assert set(status) == {"workers", "queue", "totals", "config"}
+    assert set(status) == {"workers", "queue", "totals", "start_error", "config"}
+    assert status["start_error"] == "none works"
     assert [set(worker) for worker in status["workers"]] == [WORKER]
     assert set(status["queue"]) == {"length", "oldest_wait"}
     assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty", "reclaimed"}
@@ -147,7 +148,7 @@ def test_the_table_shows_the_snapshot() -> None:
     assert lines[3] == ""
     assert lines[4].startswith("1 waiting, the first for ")
     assert lines[5] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty, 0 reclaimed"
-    assert lines[6:] == ["worker 1 failed: refused by plan"]
+    assert lines[6:] == ["worker 1 failed: refused by plan", "no office can be started: none works"]
 
 
 def test_memory_is_shown_in_mebibytes() -> None:

@@ -341,6 +341,29 @@ async def test_memory_of_its_own_will_do() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_call_that_takes_long_is_not_idle() -> None:
+    async with session(SessionLimits(idle_timeout=100.0)) as it:
+        await send(it.client, CALL)
+        assert await receive(it.office, len(CALL)) == CALL
+        it.age(500.0)
+        it.expire("idle_timeout")
+        assert not it.task.done()
+        await send(it.office, REPLY)
+        assert await receive(it.client, len(REPLY)) == REPLY
+        it.age(500.0)
+        it.expire("idle_timeout")
+        assert (await it.result()).limit == "[session] idle_timeout = 100 s"
+
+
+async def test_of_a_call_that_cannot_be_followed_the_silence_counts() -> None:
+    async with session(SessionLimits(idle_timeout=100.0)) as it:
+        await send(it.client, b"no URP at all, so whatever may be under way")
+        await receive(it.office, 10)
+        it.age(500.0)
+        it.expire("idle_timeout")
+        assert (await it.result()).limit == "[session] idle_timeout = 100 s"
+
+
 async def test_what_a_paused_client_sends_stays_in_its_socket_until_it_goes_on() -> None:
     async with session() as it:
         it.forwarding.pause()
