@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one command, ooodd(8): run, status, stop, drain, check-config."""
+"""The one command, ooodd(8): run, status, stop, drain, check-config, convert."""
 
 import argparse
 import asyncio
@@ -23,11 +23,14 @@ from ooodd.control.client import ask
 from ooodd.control.server import ControlServer
 from ooodd.control.status import snapshot
 from ooodd.control.table import table
+from ooodd.convert.plan import parse_format, plan
+from ooodd.convert.run import Settings, convert
 from ooodd.datapath import eager
-from ooodd.errors import AdminError, ConfigError, OooddError
+from ooodd.errors import AdminError, ConfigError, OooddError, UsageError
 from ooodd.journal import Journal, StreamJournal, SystemdJournal
 from ooodd.office.office import Office
 from ooodd.office.processes import ProcessSupervisor
+from ooodd.office.profile import check_site_settings, make_profile
 from ooodd.office.units import UnitSupervisor
 from ooodd.systemd import fdstore, listeners, users
 from ooodd.systemd.fdstore import FdStore, NoFdStore
@@ -74,9 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     drain = commands.add_parser("drain", help="end the running broker and its offices when the last session has ended")
     drain.set_defaults(command=_drain)
 
+    _add_convert(commands)
+
     check = commands.add_parser("check-config", help="say whether the configuration can be used")
     check.add_argument("file", type=Path, nargs="?", help=f"instead of {config.DEFAULT_PATH}")
     check.set_defaults(command=_check_config)
+
+    # For new-profile and ooodd-profile.service, without help.
+    make = commands.add_parser("make-profile")
+    make.add_argument("target", type=Path)
+    make.add_argument("program", type=Path)
+    make.set_defaults(command=_make_profile)
 
     # For ExecReload= of ooodd.service and for ooodd-socket-failed.service, so without help.
     reload = commands.add_parser("reload")
@@ -87,6 +98,58 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--runtime-directory", type=Path, metavar="DIR", default=None, help="where the control "
                              "socket is (/run/ooodd, or one of your own in the foreground)")  # fmt: skip
     return parser
+
+
+def _add_convert(commands: Any) -> None:  # noqa: ANN401 - argparse's type for it has no public name
+    parser = commands.add_parser("convert", help="convert documents through the port")
+    parser.add_argument("files", nargs="+", metavar="FILE", help='a document, or "-" for standard input')
+    parser.add_argument("-f", "--format", default="pdf", metavar="FORMAT", help="the extension of the new files, or "
+                        "EXTENSION:FILTER (%(default)s)")  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="PATH", help='a directory, the file for a single document, or "-" '
+                        "for standard output; by default beside each document")  # fmt: skip
+    parser.add_argument("--filter-options", default="", metavar="TEXT", help="FilterOptions of the export filter")
+    parser.add_argument("--password-file", type=Path, metavar="FILE", help="the documents' password is its first line")
+    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="how many at once (as many as there are workers)")
+    parser.add_argument("--timeout", metavar="TIME", help='how long each may take, e.g. "5min" (no limit)')
+    parser.add_argument("--address", default=os.environ.get("OOODD_ADDRESS", "127.0.0.1:2002"), metavar="HOST:PORT",
+                        help="where ooodd listens (%(default)s; OOODD_ADDRESS)")  # fmt: skip
+    parser.add_argument("--runtime-directory", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.set_defaults(command=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    wanted = parse_format(options.format)
+    jobs = plan(options.files, options.output, wanted)
+    host, _, port = options.address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f'"{options.address}" is no address', "give HOST:PORT, e.g. 127.0.0.1:2002")
+    try:
+        password = options.password_file.read_text().partition("\n")[0] if options.password_file else ""
+        timeout = config.parse_duration(options.timeout) if options.timeout else None
+    except OSError as error:
+        raise UsageError(f"{options.password_file}: {error.strerror}", "name a readable file") from error
+    except ValueError as error:
+        raise UsageError(f"--timeout: {error}") from error
+    return convert(
+        jobs,
+        Settings(
+            address=f"socket,host={host.strip('[]')},port={port},tcpNoDelay=1",
+            extension=wanted.extension,
+            filter=wanted.filter,
+            filter_options=options.filter_options,
+            password=password,
+            lanes=options.jobs or _workers(options),
+            timeout=timeout,
+        ),
+    )
+
+
+def _workers(options: argparse.Namespace) -> int:
+    """Return how many workers the pool has. Who may not ask it assumes the default."""
+    try:
+        return int(ask(_runtime_directory(options), "status")["config"]["pool"]["workers"])
+    except OooddError:
+        return config.Config().pool.workers
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -272,8 +335,16 @@ def _reload(options: argparse.Namespace) -> int:
 def _check_config(options: argparse.Namespace) -> int:
     path = options.file
     config.load(path)
+    if path is None:
+        check_site_settings()
     absent = path is None and not config.DEFAULT_PATH.exists()
     print(f"{path or config.DEFAULT_PATH}: {'absent, so all defaults' if absent else 'ok'}")
+    return 0
+
+
+def _make_profile(options: argparse.Namespace) -> int:
+    if report := make_profile(options.target, options.program):
+        print(f"<5>{report}", file=sys.stderr)
     return 0
 
 

@@ -62,6 +62,12 @@ class AdminError(OooddError):
     """The control socket can't be opened or reached, or the broker refuses the request."""
 
 
+class UsageError(OooddError):
+    """What a command was asked for makes no sense, or needs something that is not there."""
+
+    exit_status = 2
+
+
 def describe(error: Exception) -> str:
     """Return the text of an OooddError. Any other exception is a bug, so its type is shown too."""
     return str(error) if isinstance(error, OooddError) else f"internal error: {error!r}"
