@@ -4,6 +4,7 @@
 import json
 import socket
 import tempfile
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Service:
             do nothing, and would lose it as soon as another one waits.
         """
         self.stop()
-        self.machine.put(CONFIGURATION, several_uses(text if reclaims else never_reclaiming(text)))
+        self.machine.put(CONFIGURATION, for_tests(text, reclaims=reclaims))
         self.machine.run("systemctl", "start", "ooodd.socket", check=True)
 
     def stop(self) -> None:
@@ -189,6 +190,15 @@ def never_reclaiming(text: str) -> str:
     """The configuration, so that no session is ended for a client that waits."""
     header, key = "[session]\n", 'reclaim_after = "infinity"\n'
     return text.replace(header, header + key) if header in text else f"{text}\n{header}{key}"
+
+
+def for_tests(text: str, *, reclaims: bool = False) -> str:
+    """The configuration with what most tests assume; as it is if it has an error."""
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return text
+    return several_uses(text if reclaims else never_reclaiming(text))
 
 
 def several_uses(text: str) -> str:

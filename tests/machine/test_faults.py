@@ -66,6 +66,7 @@ print(json.dumps({"milliseconds": 1000 * (time.monotonic() - began)}))
 # With this drop-in, the wall clock of a unit differs from the real one by what the file says.
 FAKE_CLOCK = "/etc/fake-clock"
 WITH_FAKE_CLOCK = f"""[Service]
+UnsetEnvironment=
 Environment=LD_PRELOAD=/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1
 Environment=FAKETIME_TIMESTAMP_FILE={FAKE_CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
 """

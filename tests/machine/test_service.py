@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from command import Command
 from deadline import until
 from machine import Machine
 from service import CONFIGURATION, PATIENCE, Service
@@ -52,13 +53,13 @@ def test_status_reads_well(service: Service) -> None:
     table = service.machine.run("ooodd", "status", check=True).stdout
     assert re.search(rf"^\d +busy .* {office['pid']} .*127\.0\.0\.1:\d+$", table, re.MULTILINE), table
     status = service.status()
-    assert set(status) == {"workers", "queue", "totals", "config"}
+    assert set(status) == {"workers", "queue", "totals", "start_error", "config"}
     (busy,) = (worker for worker in status["workers"] if worker["state"] == "busy")
     assert (busy["pid"], busy["uses"]) == (office["pid"], 1)
     assert busy["memory"] > 1 << 20
     assert busy["unit"] == f"ooodd-worker@{busy['id']}.service"
     assert status["queue"] == {"length": 0, "oldest_wait": 0}
-    assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty"}
+    assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty", "reclaimed"}
     assert status["config"]["pool"]["workers"] == 2
     holder.communicate("go\n", PATIENCE)
     holder.release()
@@ -155,25 +156,39 @@ def test_a_taken_port_is_reported_with_its_holder_and_the_remedy(service: Servic
     assert service.serves()
 
 
+def status_text(service: Service) -> str:
+    return service.machine.run("systemctl", "show", "-P", "StatusText", "ooodd.service").stdout
+
+
 def test_a_missing_office_is_reported_and_its_return_is_found(service: Service) -> None:
     service.configure("[pool]\nworkers = 1\n")
     service.machine.put(OFFICE_DROP_IN, "[Service]\nEnvironment=OOODD_OFFICE=/opt/nowhere\n")
     service.machine.run("systemctl", "daemon-reload", check=True)
     moment = service.machine.journal_moment()
-    service.start()
-    entry = service.machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
-    assert "worker 1 can't be started: there is no office: install libreoffice-writer" in entry["MESSAGE"]
-    assert "journalctl -u ooodd-worker@1.service" in entry["MESSAGE"]
-    until(lambda: service.states() == ["failed"], PATIENCE, "the worker to show as failed")
-    waiting = service.client("convert.py", "--office")
-    until(lambda: service.status()["queue"]["length"] == 1, PATIENCE, "a client to wait")
-    service.machine.run("rm", OFFICE_DROP_IN, check=True)
-    service.machine.run("systemctl", "daemon-reload", check=True)
+    try:
+        waiting = client_of_a_missing_office(service, moment)
+    finally:
+        service.machine.run("rm", OFFICE_DROP_IN, check=True)
+        service.machine.run("systemctl", "daemon-reload", check=True)
     out, _ = waiting.communicate(timeout=2 * PATIENCE)
     waiting.release()
     assert '"office"' in out
     starts = service.machine.journal("ooodd.service", "PRIORITY=3", after=moment)
     assert len(starts) < 20, "a busy loop of starts"
+
+
+def client_of_a_missing_office(service: Service, moment: str) -> Command:
+    """Look at what is said, and return a client that waits."""
+    service.start()
+    entry = service.machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
+    assert "worker 1 can't be started: there is no office: install libreoffice-writer" in entry["MESSAGE"]
+    assert "journalctl -u ooodd-worker@1.service" in entry["MESSAGE"]
+    until(lambda: service.states() == ["failed"], PATIENCE, "the worker to show as failed")
+    assert service.status()["start_error"].startswith("there is no office: install libreoffice-writer")
+    until(lambda: status_text(service).startswith("no office can be started: there is no"), PATIENCE, "the status line")
+    waiting = service.client("convert.py", "--office")
+    until(lambda: service.status()["queue"]["length"] == 1, PATIENCE, "a client to wait")
+    return waiting
 
 
 def test_another_office_is_a_drop_in(service: Service) -> None:
@@ -185,7 +200,7 @@ def test_another_office_is_a_drop_in(service: Service) -> None:
     try:
         pid = service.serves()
         command = service.machine.read(f"/proc/{pid}/cmdline")
-        assert command.startswith("/opt/another-office/program/soffice.bin\0--headless\0")
+        assert command.startswith("/opt/another-office/program/soffice.bin\0-env:UserInstallation=")
     finally:
         service.machine.run("rm", OFFICE_DROP_IN, check=True)
         service.machine.run("systemctl", "daemon-reload", check=True)
@@ -261,6 +276,7 @@ def test_the_units_are_verified_and_tight(service: Service) -> None:
 
 
 def test_the_broker_may_do_nothing_but_its_work(service: Service) -> None:
+    service.machine.run("install", "-d", "-o", "ooodd", "-g", "ooodd", "-m", "770", "/run/ooodd-worker/1", check=True)
     for unit, verb, allowed in (
         ("ooodd-worker@1.service", "stop", True),
         ("ooodd-worker@1.service", "start", True),
@@ -281,7 +297,8 @@ def test_an_office_sees_no_neighbour_and_no_network(service: Service) -> None:
     service.start()
     first, second = service.wait_idle()
     enter = ["nsenter", f"--target={first['pid']}", "--mount", "--net", "--"]
-    assert service.machine.run(*enter, "ls", "/run/ooodd-worker").stdout.split() == ["1"]
+    assert service.machine.run(*enter, "ls", "/run/ooodd-worker").stdout.split() == ["1", "home", "profiles"]
+    assert service.machine.run("stat", "-c", "%a %U", "/run/ooodd-worker/1").stdout.split() == ["750", "ooodd"]
     assert service.machine.run(*enter, "ls", "/sys/class/net").returncode in (0, 2)
     links = service.machine.run(*enter, "ip", "-json", "link")
     if links.returncode == 0:

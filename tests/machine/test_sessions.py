@@ -60,28 +60,26 @@ def test_a_worker_is_new_after_exactly_three_uses(service: Service) -> None:
     seen = []
     for _ in range(9):
         pid = service.serves()
-        (profile,) = service.machine.run("stat", "-c", "%i", "/run/ooodd-worker/1/profile").stdout.split() or [""]
-        seen.append((pid, profile))
+        seen.append(pid)
         if len(seen) % 3:
             service.wait_idle()
         else:
             until(lambda: service.status()["totals"]["recycled"] == len(seen) // 3, PATIENCE, "the recycling")
-    pids = [pid for pid, _ in seen]
-    assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6] == pids[7] == pids[8]
-    assert len({profile for _, profile in seen[::3]}) == 3
+    assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5] != seen[6] == seen[7] == seen[8]
 
 
 def test_what_a_client_changed_in_the_profile_is_gone_with_the_worker(service: Service) -> None:
     service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
     service.serves()
     until(lambda: service.status()["totals"]["recycled"] == 1, PATIENCE, "the recycling")
-    service.wait_idle()
-    mark = "/run/ooodd-worker/1/profile/mark"
-    service.machine.run("touch", mark, check=True)
+    (before,) = service.wait_idle()
+    mark = "root/run/ooodd-worker/home/profile/mark"
+    service.machine.run("touch", f"/proc/{before['pid']}/{mark}", check=True)
     service.serves()
     until(lambda: service.status()["totals"]["recycled"] == 2, PATIENCE, "the recycling")
-    service.wait_idle()
-    assert service.machine.run("test", "-e", mark).returncode == 1
+    (after,) = service.wait_idle()
+    assert service.machine.run("test", "-e", f"/proc/{after['pid']}/root/run/ooodd-worker/home/profile").returncode == 0
+    assert service.machine.run("test", "-e", f"/proc/{after['pid']}/{mark}").returncode == 1
 
 
 def test_a_client_killed_during_its_session_frees_its_worker(service: Service) -> None:

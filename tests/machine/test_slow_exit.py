@@ -43,7 +43,7 @@ def test_an_office_that_is_terminated_and_exits_late_is_no_crash(fresh_service: 
     service, library = fresh_service, tmp_path / "slow-exit.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, "-xc", "-"], input=SOURCE, text=True, check=True)
     service.machine.copy_in(library, LIBRARY)
-    with service.drop_in("ooodd-worker@.service", f"[Service]\nEnvironment=LD_PRELOAD={LIBRARY}\n"):
+    with service.drop_in("ooodd-worker@.service", f"[Service]\nUnsetEnvironment=\nEnvironment=LD_PRELOAD={LIBRARY}\n"):
         service.configure('[pool]\nworkers = 1\n[log]\nlevel = "detail"\n')
         moment = service.machine.journal_moment()
         service.start()

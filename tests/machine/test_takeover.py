@@ -17,7 +17,18 @@ import pytest
 from command import Command
 from deadline import until
 from ooodd import messages
-from service import CONFIGURATION, PATIENCE, Herd, Service, Session, await_step, client_error, finish, out_of_order
+from service import (
+    CONFIGURATION,
+    PATIENCE,
+    Herd,
+    Service,
+    Session,
+    await_step,
+    client_error,
+    finish,
+    for_tests,
+    out_of_order,
+)
 
 # How many brokers are killed under load, and restarted: in the inner ring of tests, and in the outer one.
 KILLS = [6, pytest.param(int(os.environ.get("OOODD_TESTS_BROKER_KILLS", "30")), marks=pytest.mark.long)]
@@ -136,7 +147,7 @@ def office_has_ended(service: Service, office: int) -> bool:
 
 def reload(service: Service, text: str) -> tuple[int, str]:
     """Change the configuration and reload; return the exit status and what systemctl said."""
-    service.machine.put(CONFIGURATION, text)
+    service.machine.put(CONFIGURATION, for_tests(text))
     done = service.machine.run("systemctl", "reload", "ooodd.service")
     return done.returncode, done.stdout + done.stderr
 

@@ -42,6 +42,12 @@ def no_leaks() -> Iterator[None]:
     assert _children() == children, "children left"
 
 
+@pytest.fixture(autouse=True)
+def pipe_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test make directories in /run."""
+    monkeypatch.setattr("ooodd.office.pipedirectory.PARENT", tmp_path_factory.mktemp("pipes"))
+
+
 def _children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 

@@ -42,7 +42,6 @@ class FakeManager:
             "Result": "success",
             "ExecMainCode": 0,
             "ExecMainStatus": 0,
-            "ExecStartPre": [new_profile(0)],
             "ActiveState": "active",
             "Job": (0, "/"),
         }
@@ -94,11 +93,6 @@ class FakeManager:
         # Another job of the same unit, which this one has replaced, ends at the same time.
         ends = [job_removed(0, unit, "canceled"), job_removed(number, unit, self.result), *self.after_job]
         return [*ends, answer] if self.early else [answer, *ends]
-
-
-def new_profile(status: int) -> tuple[object, ...]:
-    """Return ExecStartPre= as a property: command, arguments, times, pid, si_code, status."""
-    return ("/usr/lib/ooodd/new-profile", ["new-profile"], False, 1, 1, 1, 1, 99, EXITED, status)
 
 
 def listed(name: str, active: str, sub: str) -> tuple[object, ...]:

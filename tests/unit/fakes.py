@@ -172,6 +172,9 @@ class FakeSupervisor:
         office = self._handles[number] = Office(self.unit(number), os.getpid(), os.getuid(), self._directory, name)
         return office
 
+    def ready(self, number: int) -> None:
+        """Nothing has to be done."""
+
     async def stop(self, number: int) -> None:
         self.stopped.append(number)
         if number in self.offices:
@@ -211,6 +214,9 @@ class LastingSupervisor:
 
     async def start(self, number: int) -> Office:
         return await self.fake.start(number)  # this never waits
+
+    def ready(self, number: int) -> None:
+        """Nothing has to be done."""
 
     async def stop(self, number: int) -> None:
         job = asyncio.create_task(self.fake.stop(number), name=f"stop job {number}")

@@ -22,7 +22,7 @@ from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Reclaim, Refuse, Start, Stop
-from ooodd.pool.pool import Look, Pool
+from ooodd.pool.pool import Look, Pool, State
 from ooodd.systemd.fdstore import FdStore
 from ooodd.systemd.users import Users
 
@@ -190,6 +190,8 @@ class Driver:
 
     def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
         """Have the pool replace the worker."""
+        if self.pool.workers[number].state is State.STARTING:
+            detail = f"{detail}{self.keeper.details(number)}"
         self.do(self.pool.lost(number, time.monotonic(), reason, detail))
 
     def worker_stopped(self, number: int) -> None:

@@ -176,6 +176,7 @@ class Keeper:
             if (early := self._ended_early.pop(number, None)) is not None and early[0] is office:
                 raise StartError(early[1])  # noqa: TRY301
             await wait_ready(office, self.start_timeout)
+            self._supervisor.ready(number)
         except Exception as error:  # noqa: BLE001 - bugs too: the worker is started again, later
             if isinstance(error, StartError) and number not in self._running:
                 self._refused.add(number)

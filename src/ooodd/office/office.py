@@ -6,7 +6,6 @@ a link to one. So a connection is used only if its other end is the process that
 (SO_PEERCRED).
 """
 
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ PIPE_NAME = "uno"
 
 # Exit statuses of an office that are no crash: a client has terminated it, SIGTERM, "start me again".
 ORDERLY_STATUSES = {0, 255, 81}
-# The exit status (sysexits.h) of new-profile if there is no office.
+# The exit status (sysexits.h) of data/new-profile if there is no office.
 EX_OSFILE = 72
 
 
@@ -77,8 +76,3 @@ class Office:
         except (psutil.Error, OSError):
             return 0
         return int(memory.rss - memory.shared)
-
-
-def new_profile_command(profile: Path, program: Path) -> list[str]:
-    """Return the command that makes a new profile for the office in the directory `program`."""
-    return [str(Path(__file__).parents[1] / "data" / "new-profile"), os.fspath(profile), os.fspath(program)]

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
@@ -23,13 +24,14 @@ from pathlib import Path
 import psutil
 
 from ooodd.errors import StartError
-from ooodd.office.office import EX_OSFILE, ORDERLY_STATUSES, Office, new_profile_command
+from ooodd.office.office import ORDERLY_STATUSES, Office
 from ooodd.pool.actions import Reason
 
 # The time from SIGTERM to SIGKILL, in seconds, as TimeoutStopSec= of a unit. Offices take 4-30 ms.
 _STOP_TIMEOUT = 5.0
 # sal's PIPEDEFAULTPATH.
 _PIPE_DIRECTORY = Path("/tmp")  # noqa: S108 - sal's choice; Office.connect verifies who listens
+_PROFILE_PREFIX = "ooodd-profile-"
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -47,6 +49,8 @@ class ProcessSupervisor:
     def __init__(self, program: Path) -> None:
         """Take the directory of soffice.bin."""
         self._program = program
+        # The profile of which each office gets a copy.
+        self._profile = Path(tempfile.gettempdir()) / f"{_PROFILE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         self._children: dict[int, _Child] = {}
         self.lost: Callable[[int, Office, Reason, str], None] = lambda *_: None
 
@@ -68,7 +72,7 @@ class ProcessSupervisor:
         except OSError as error:
             raise StartError(f"no temporary directory ({error.strerror})", "make room, or set TMPDIR") from error
         try:
-            await self._make_profile(directory / "profile")
+            await self._copy_profile(directory / "profile")
             process = await self._spawn(directory, name)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
@@ -77,6 +81,9 @@ class ProcessSupervisor:
         watch = asyncio.create_task(self._watch(number, office, process), name=f"watch worker {number}")
         self._children[number] = _Child(office, process, directory, watch)
         return office
+
+    def ready(self, number: int) -> None:
+        """Do nothing: the pipe's directory is /tmp."""
 
     async def stop(self, number: int) -> None:
         """End the office and all of its process group, and remove its profile and pipe."""
@@ -105,6 +112,10 @@ class ProcessSupervisor:
             if pipe.lstat().st_uid == os.getuid() and _is_dead(pipe):
                 shutil.rmtree(Path(tempfile.gettempdir()) / pipe.name.removeprefix(prefix), ignore_errors=True)
                 pipe.unlink(missing_ok=True)
+        for profile in Path(tempfile.gettempdir()).glob(f"{_PROFILE_PREFIX}*"):
+            pid = int("0" + profile.name.removeprefix(_PROFILE_PREFIX).partition("-")[0])
+            if profile.lstat().st_uid == os.getuid() and not psutil.pid_exists(pid):
+                shutil.rmtree(profile, ignore_errors=True)
 
     async def running(self) -> dict[int, Office]:
         """Return none: offices are killed when their broker ends."""
@@ -114,9 +125,27 @@ class ProcessSupervisor:
         """Stop all offices."""
         for number in list(self._children):
             await self.stop(number)
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    async def _copy_profile(self, target: Path) -> None:
+        """Copy the profile, which is made for the first office."""
+        if not self._profile.exists():
+            made = self._profile.with_name(f"{self._profile.name}-{secrets.token_hex(4)}")
+            await self._make_profile(made)
+            with contextlib.suppress(OSError):  # another office was faster
+                made.rename(self._profile)
+            shutil.rmtree(made, ignore_errors=True)
+        try:
+            await asyncio.to_thread(shutil.copytree, self._profile, target)
+        except (OSError, shutil.Error) as error:
+            raise StartError(f"no profile at {target}: {error}", "make room, or set TMPDIR") from error
 
     async def _make_profile(self, profile: Path) -> None:
-        command = new_profile_command(profile, self._program)
+        command = [sys.executable, "-m", "ooodd", "make-profile", str(profile), str(self._program)]
+        if not os.access(self._program / "soffice.bin", os.X_OK):
+            raise StartError(
+                f"there is no office at {self._program}", "install libreoffice-writer, or give --office DIR"
+            )
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True
@@ -131,13 +160,9 @@ class ProcessSupervisor:
                 await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
             _kill(process.pid, signal.SIGKILL)
             raise
-        if process.returncode == EX_OSFILE:
-            raise StartError(
-                f"there is no office at {self._program}", "install libreoffice-writer, or give --office DIR"
-            )
         if process.returncode:
-            text = complaint.decode(errors="replace").removeprefix("<3>").strip()
-            raise StartError(f"new-profile ended with status {process.returncode}: {text}")
+            lines = complaint.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
+            raise StartError(f"no profile could be made: {lines[-1].removeprefix('ooodd: ')}")
 
     async def _spawn(self, directory: Path, pipe_name: str) -> Process:
         command = [

@@ -28,6 +28,9 @@ class Supervisor(Protocol):
         Raises `StartError` if that fails and nothing runs, and another `OooddError` if something may run.
         """
 
+    def ready(self, number: int) -> None:
+        """Take note that the office answers. It needs no longer what it needed only to start."""
+
     async def stop(self, number: int) -> None:
         """End the office, if there is one, and return when nothing of it is left. `OooddError` if that fails."""
 

@@ -14,17 +14,15 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from jeepney import DBusAddress, MatchRule
 
 from ooodd.errors import BusError, OooddError, StartError, describe
+from ooodd.office import pipedirectory
 from ooodd.office.office import EX_OSFILE, ORDERLY_STATUSES, Office
 from ooodd.pool.actions import Reason
 from ooodd.systemd.bus import Bus, BusRefusalError, method_call
-
-RUNTIME_DIRECTORY = Path("/run/ooodd-worker")
 
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = DBusAddress("/org/freedesktop/systemd1", _SYSTEMD, f"{_SYSTEMD}.Manager")
@@ -55,7 +53,8 @@ _REFUSALS = {
     f"{_SYSTEMD}.UnitMasked": "unmask that unit; systemctl unmask",
 }
 _OFFICE_HINT = (
-    "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE (systemctl edit ooodd-worker@)"
+    "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE "
+    "(systemctl edit ooodd-worker@ ooodd-profile)"
 )
 
 
@@ -99,6 +98,7 @@ class UnitSupervisor:
         """Start a worker. RestartUnit ends an office that an earlier broker has left running."""
         unit, path = self.unit(number), unit_path(self.unit(number))
         self._offices.pop(path, None)
+        pipedirectory.make(number)
         try:
             result = await self._job(unit, "RestartUnit")
         except BusRefusalError as error:
@@ -112,6 +112,10 @@ class UnitSupervisor:
             raise _start_error(service, "ended at once")
         return office
 
+    def ready(self, number: int) -> None:
+        """Take the office's permission to write to the directory of its pipe, which now stands."""
+        pipedirectory.guard(number)
+
     async def stop(self, number: int) -> None:
         """Stop a worker, with all processes in its control group."""
         unit = self.unit(number)
@@ -124,6 +128,7 @@ class UnitSupervisor:
         else:
             if result != "done":
                 raise OooddError(f"{unit}: the stop job ended as {result}", f"see journalctl -u {unit}")
+        pipedirectory.remove(number)
 
     async def running(self) -> dict[int, Office]:
         """Return the offices that an earlier broker has started and that run now, by number; `BusError` if that fails.
@@ -133,6 +138,8 @@ class UnitSupervisor:
         units = await self._list()
         numbers = [number for number, state in units.items() if state == ("active", "running")]
         await asyncio.gather(*(self._adopt(number) for number in numbers))
+        for number in numbers:  # the earlier broker may not have come to that
+            self.ready(number)
         # Not what each call has returned: an office may have ended before the last call returned.
         return {number: office for number, office in self._offices.values() if number in numbers}
 
@@ -223,7 +230,7 @@ class UnitSupervisor:
         """Return the office that the unit runs, and watch it from now on; None if it has ended."""
         unit, path = self.unit(number), unit_path(self.unit(number))
         pid, uid = await asyncio.gather(self._get(path, "Service", "MainPID"), self._get(path, "Service", "UID"))
-        office = Office(unit, pid, uid, RUNTIME_DIRECTORY / str(number))
+        office = Office(unit, pid, uid, pipedirectory.of(number))
         self._offices[path] = (number, office)
         # Signals that came before this line were ignored, so ask again.
         if pid and await self._get(path, "Service", "MainPID") == pid and path in self._offices:
@@ -258,7 +265,7 @@ class UnitSupervisor:
 
     async def _get_service(self, path: str) -> dict[str, Any]:
         """Return the properties that tell which process runs, or why none does."""
-        names = ("MainPID", "Result", "ExecMainCode", "ExecMainStatus", "ExecStartPre")
+        names = ("MainPID", "Result", "ExecMainCode", "ExecMainStatus")
         values = await asyncio.gather(*(self._get(path, "Service", name) for name in names))
         return dict(zip(names, values, strict=True))
 
@@ -354,16 +361,13 @@ def _describe(service: dict[str, Any], otherwise: str) -> str:
     code, status, result = service.get("ExecMainCode"), service.get("ExecMainStatus"), service.get("Result")
     memory = "out of memory" if result == "oom-kill" else ""
     if code:
+        if code == _CLD_EXITED and status == EX_OSFILE:
+            return f"there is no office: {_OFFICE_HINT}"
         how = f"exit status {status}" if code == _CLD_EXITED else f"killed by signal {status}"
         return f"{how} ({memory})" if memory else how
     return memory or (str(result) if result and result != "success" else otherwise)
 
 
 def _start_error(service: dict[str, Any], otherwise: str) -> StartError:
-    """Return why a start has failed, with the remedy if it is known. new-profile runs as ExecStartPre=."""
-    statuses = [command[-1] for command in service["ExecStartPre"] if command[-1]]
-    if EX_OSFILE in statuses:
-        return StartError("there is no office", _OFFICE_HINT)
-    if statuses:
-        return StartError(f"ExecStartPre= ended with status {statuses[0]}")
+    """Return why a start has failed, with the remedy if it is known."""
     return StartError(_describe(service, otherwise))

@@ -2,13 +2,13 @@
 """Offices as units that an earlier broker has started."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 from jeepney import HeaderFields, Message
 
 from fakemanager import DEAD, UNIT, FakeManager, ended, world
 from ooodd.errors import BusError, OooddError
+from ooodd.office import pipedirectory
 from ooodd.office.office import Office
 from ooodd.office.units import unit_path
 from ooodd.pool.actions import Reason
@@ -34,8 +34,8 @@ async def test_what_runs_is_adopted_and_heard_of_when_it_ends() -> None:
         it.manager.special[unit_path("ooodd-worker@12.service")] = {"MainPID": 815, "UID": 61235}
         offices = await it.supervisor.running()
         assert offices == {
-            1: Office(UNIT, 4711, 61234, Path("/run/ooodd-worker/1")),
-            12: Office("ooodd-worker@12.service", 815, 61235, Path("/run/ooodd-worker/12")),
+            1: Office(UNIT, 4711, 61234, pipedirectory.of(1)),
+            12: Office("ooodd-worker@12.service", 815, 61235, pipedirectory.of(12)),
         }
         assert it.manager.jobs == []
         it.bus.send(*(message for name, *_ in ALL_STATES for message in ended(name)))

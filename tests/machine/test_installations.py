@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Machines as people have them: extensions, settings of the site, locales, variables for all services, many mounts."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import extension
+from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
+from service import PATIENCE, Service
+
+LETTER = f"{DOCUMENTS_INSIDE}/letter.odt"
+SHARED = "/srv/shared"
+SECURITY = "/org.openoffice.Office.Common/Security/Scripting"
+ITEMS = """<?xml version="1.0" encoding="UTF-8"?>
+<oor:items xmlns:oor="http://openoffice.org/2001/registry" xmlns:xs="http://www.w3.org/2001/XMLSchema">
+{items}
+</oor:items>
+"""
+ITEM = '<item oor:path="{path}"><prop oor:name="{name}" oor:op="fuse"><value>{value}</value></prop></item>'
+# The module of a document with a macro, which writes into the document.
+MACRO = """Sub Main
+  ThisComponent.Text.String = "the macro has run"
+End Sub
+"""
+
+
+def ask(service: Service, *arguments: str) -> Any:  # noqa: ANN401 - whatever the client answers
+    """Ask an office one thing (ask.py); fail on an error."""
+    done = service.machine.run(PYTHON, f"{CLIENTS}/ask.py", *arguments, cwd="/tmp", timeout=3 * PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)["answer"]
+
+
+@contextmanager
+def manager_environment(service: Service, **variables: str) -> Iterator[None]:
+    """Set variables for all services."""
+    service.stop()
+    service.machine.run("systemctl", "set-environment", *(f"{k}={v}" for k, v in variables.items()), check=True)
+    try:
+        service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+        yield
+    finally:
+        service.machine.run("systemctl", "unset-environment", *variables, check=True)
+        service.stop()
+
+
+def shared_text(service: Service, name: str, text: str) -> str:
+    """Make a text file that offices can read."""
+    service.machine.run("mkdir", "-p", SHARED, check=True)
+    service.machine.put(f"{SHARED}/{name}", text)
+    return f"{SHARED}/{name}"
+
+
+# Extensions
+
+
+@pytest.fixture
+def with_extension(fresh_service: Service, tmp_path: Path) -> Service:
+    """A machine with an extension for all users."""
+    machine = fresh_service.machine
+    machine.copy_in(extension.make(tmp_path / "hello.oxt"), "/tmp/hello.oxt")
+    machine.run("unopkg", "add", "--shared", "/tmp/hello.oxt", check=True, timeout=2 * PATIENCE)
+    return fresh_service
+
+
+def test_an_extension_for_all_users_is_served(with_extension: Service) -> None:
+    service = with_extension
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    for _ in range(4):
+        assert ask(service, "service", extension.SERVICE)
+    made = service.machine.journal("ooodd-profile.service", after=None)
+    assert any("register the extensions hello.oxt: done" in line["MESSAGE"] for line in made)
+    offices = [line["MESSAGE"] for line in service.machine.journal("ooodd-worker@1.service")]
+    assert not any("register" in message for message in offices), "each office has a copy"
+    assert service.totals()["crashed"] == 0
+
+
+def test_without_a_prepared_profile_an_office_starts_twice_and_says_why(with_extension: Service) -> None:
+    service = with_extension
+    service.machine.run("systemctl", "mask", "--runtime", "ooodd-profile.service", check=True)
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    moment = service.machine.journal_moment()
+    for _ in range(2):
+        assert ask(service, "service", extension.SERVICE)
+    offices = [line["MESSAGE"] for line in service.machine.journal("ooodd-worker@1.service", after=moment)]
+    assert "the office was started once more to register the extensions hello.oxt: done" in offices
+
+
+def test_an_extension_that_is_added_while_ooodd_runs_works_for_later_clients(
+    fresh_service: Service, tmp_path: Path
+) -> None:
+    service, machine = fresh_service, fresh_service.machine
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert not ask(service, "service", extension.SERVICE)
+    machine.copy_in(extension.make(tmp_path / "hello.oxt"), "/tmp/hello.oxt")
+    moment = machine.journal_moment()
+    machine.run("unopkg", "add", "--shared", "/tmp/hello.oxt", check=True, timeout=2 * PATIENCE)
+    machine.wait_journal("ooodd-profile.service", after=moment, timeout=PATIENCE)  # the watch has seen it
+    machine.run("systemctl", "start", "ooodd-profile.service", check=True)
+    ask(service, "service", extension.SERVICE)  # this office may be older than the extension
+    assert ask(service, "service", extension.SERVICE)
+
+
+# Settings
+
+
+def site_setting(service: Service, name: str, value: str) -> None:
+    service.machine.run("mkdir", "-p", "/etc/ooodd/registry.d", check=True)
+    text = ITEMS.format(items=ITEM.format(path=SECURITY, name=name, value=value))
+    service.machine.put("/etc/ooodd/registry.d/50-test.xcu", text)
+
+
+def test_a_setting_of_the_site_for_ooodd_is_in_every_profile(fresh_service: Service) -> None:
+    service = fresh_service
+    site_setting(service, "MacroSecurityLevel", "3")
+    assert service.machine.run("ooodd", "check-config").returncode == 0
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 3
+    site_setting(service, "MacroSecurityLevel", "1")
+    service.machine.run("systemctl", "start", "ooodd-profile.service", check=True)
+    ask(service, "setting", SECURITY, "MacroSecurityLevel")  # this office may be older
+    assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 1
+
+
+def test_a_setting_that_cannot_be_read_is_named_and_left_out(fresh_service: Service) -> None:
+    service = fresh_service
+    site_setting(service, "MacroSecurityLevel", "3")
+    service.machine.put("/etc/ooodd/registry.d/40-broken.xcu", "<oor:items>\n")
+    done = service.machine.run("ooodd", "check-config")
+    assert done.returncode == 78
+    assert done.stderr.startswith("ooodd: /etc/ooodd/registry.d/40-broken.xcu: not well-formed XML: ")
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 3
+
+
+def test_a_setting_of_the_site_in_libreoffices_registry_wins_over_ours(fresh_service: Service) -> None:
+    service = fresh_service
+    registry = service.machine.run("readlink", "-f", "/usr/lib/libreoffice/share/registry").stdout.strip()
+    data = (
+        '<?xml version="1.0"?><oor:data xmlns:oor="http://openoffice.org/2001/registry" '
+        'xmlns:xs="http://www.w3.org/2001/XMLSchema"><dependency file="main"/>'
+        '<oor:component-data oor:package="org.openoffice.Office" oor:name="Common"><node oor:name="Misc">'
+        '<prop oor:name="UseLocking"><value>true</value></prop></node></oor:component-data></oor:data>'
+    )
+    service.machine.put(f"{registry}/zz-site.xcd", data)
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert ask(service, "setting", "/org.openoffice.Office.Common/Misc", "UseLocking") is True
+
+
+# Locale and environment
+
+
+@pytest.mark.parametrize(
+    ("variables", "locale", "number"),
+    [
+        ({"LANG": "C"}, "en-US", "1,234.50"),
+        ({"LANG": "de_DE.UTF-8"}, "de-DE", "1.234,50"),  # has not been generated on the machine
+        ({"LANG": "de_DE"}, "de-DE", "1.234,50"),
+        ({"LC_ALL": "POSIX"}, "en-US", "1,234.50"),
+    ],
+)
+def test_file_names_are_utf_8_and_formats_the_machines(
+    service: Service, variables: dict[str, str], locale: str, number: str
+) -> None:
+    path = shared_text(service, "Prüfung für Łódź.txt", "found")
+    with manager_environment(service, **variables):
+        assert ask(service, "load", path) == "found"
+        assert ask(service, "locale") == {"locale": locale, "number": number}
+
+
+def test_variables_for_all_services_disturb_nothing(service: Service) -> None:
+    nowhere = "/nonexistent"
+    hostile = {
+        **dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "JAVA_HOME", "TMPDIR"), nowhere),
+        **dict.fromkeys(("HOME", "UNO_PATH", "UNO_SERVICES", "URE_BOOTSTRAP", "XDG_CONFIG_HOME", "DISPLAY"), nowhere),
+        "PYTHONINSPECT": "1",
+        "SAL_USE_VCLPLUGIN": "gtk3",
+        "SAL_LOG": "+INFO",
+        "JAVA_TOOL_OPTIONS": "-Xbogus",
+    }
+    with manager_environment(service, **hostile):
+        assert ask(service, "load", shared_text(service, "any.txt", "found")) == "found"
+
+
+# What an office does
+
+
+def test_a_client_that_fills_its_file_system_disturbs_nobody(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    before = service.machine.run("df", "--output=iused", "/run").stdout.split()[-1]
+    filled = ask(service, "fill")
+    assert 400 << 20 < filled["size"] < 512 << 20
+    assert 10_000 < filled["files"] < 16_384
+    after = service.machine.run("df", "--output=iused", "/run").stdout.split()[-1]
+    assert abs(int(after) - int(before)) < 100
+    assert ask(service, "fill")["size"] == filled["size"], "the next office has all of its own"
+    assert service.serves()
+
+
+def test_a_pdf_can_be_read(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    service.machine.run("mkdir", "-p", SHARED, check=True)
+    service.run_client("convert.py", LETTER, f"{SHARED}/letter.pdf")
+    assert "The quick brown fox" in ask(service, "load", f"{SHARED}/letter.pdf")
+
+
+def macro_document(service: Service, tmp_path: Path) -> str:
+    """Make a flat ODT whose macro runs at load, and which can be dispatched."""
+    module = MACRO.replace("&", "&amp;").replace("<", "&lt;")
+    text = f"""<?xml version="1.0" encoding="UTF-8"?>
+<office:document xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
+ xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"
+ xmlns:script="urn:oasis:names:tc:opendocument:xmlns:script:1.0"
+ xmlns:ooo="http://openoffice.org/2004/office" xmlns:xlink="http://www.w3.org/1999/xlink" office:version="1.2"
+ office:mimetype="application/vnd.oasis.opendocument.text">
+ <office:scripts><office:script script:language="ooo:Basic">
+  <ooo:libraries><ooo:library-embedded ooo:name="Standard">
+   <ooo:module ooo:name="Module1"><ooo:source-code>{module}</ooo:source-code></ooo:module>
+  </ooo:library-embedded></ooo:libraries>
+ </office:script>
+ <office:event-listeners><script:event-listener script:language="ooo:script" script:event-name="dom:load"
+  xlink:href="vnd.sun.star.script:Standard.Module1.Main?language=Basic&amp;location=document" xlink:type="simple"/>
+ </office:event-listeners></office:scripts>
+ <office:body><office:text><text:p>untouched</text:p></office:text></office:body>
+</office:document>
+"""
+    (tmp_path / "macro.fodt").write_text(text)
+    service.machine.run("mkdir", "-p", SHARED, check=True)
+    service.machine.copy_in(tmp_path / "macro.fodt", f"{SHARED}/macro.fodt")
+    return f"{SHARED}/macro.fodt"
+
+
+def test_a_macro_runs_only_if_the_client_asks_for_it_and_never_hangs(service: Service, tmp_path: Path) -> None:
+    path = macro_document(service, tmp_path)
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    assert ask(service, "load", path) == "untouched"
+    assert ask(service, "load", path, "0") == "untouched"
+    assert ask(service, "macro", path) == "the macro has run"
+
+
+def test_a_linked_picture_is_in_the_result(service: Service, tmp_path: Path) -> None:
+    picture = bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108020000009077"
+        "53de0000000c49444154789c63f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+    )
+    (tmp_path / "dot.png").write_bytes(picture)
+    (tmp_path / "linked.html").write_text('<html><body><p>text</p><img src="dot.png" width=90 height=90></body></html>')
+    service.machine.run("mkdir", "-p", SHARED, check=True)
+    for name in ("dot.png", "linked.html"):
+        service.machine.copy_in(tmp_path / name, f"{SHARED}/{name}")
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    expression = (
+        f"[d.storeToURL('private:stream', properties(FilterName='writer_web_pdf_Export', OutputStream=o)) or "
+        f"len(o.getWrittenBytes().value) for d, o in [(create(context, 'com.sun.star.frame.Desktop')."
+        f"loadComponentFromURL('file://{SHARED}/linked.html', '_blank', 0, properties(Hidden=True)), "
+        "create(context, 'com.sun.star.io.SequenceOutputStream'))]][0]"
+    )
+    assert ask(service, "call", expression) > 0
+    listed = ask(
+        service,
+        "call",
+        expression.replace("len(o.getWrittenBytes().value)", "b'/Image' in bytes(o.getWrittenBytes().value)"),
+    )
+    assert listed is True
+
+
+def test_a_session_has_two_lines_in_all_journals_together(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n", reclaims=True)
+    service.serves()
+    service.wait_idle()
+    moment = service.machine.journal_moment()
+    for _ in range(10):
+        service.serves()
+    service.wait_idle()
+    lines = [line for line in service.machine.journal(after=moment) if int(line.get("PRIORITY", 6)) <= 6]
+    assert len([line for line in lines if "ooodd" in str(line)]) == 20, [line["MESSAGE"] for line in lines]
