@@ -187,6 +187,46 @@ def test_variables_for_all_services_disturb_nothing(service: Service) -> None:
         assert ask(service, "load", shared_text(service, "any.txt", "found")) == "found"
 
 
+# The application's user
+
+BY_PATH = """import os, sys
+sys.path.insert(0, sys.argv[1])
+from client import connect, create, properties
+desktop = create(connect("127.0.0.1", 2002), "com.sun.star.frame.Desktop")
+document = desktop.loadComponentFromURL(f"file://{sys.argv[2]}", "_blank", 0, properties(Hidden=True))
+document.storeToURL(f"file://{sys.argv[3]}", properties(FilterName="writer_pdf_Export"))
+document.close(True)
+os._exit(0)
+"""
+
+
+def test_offices_that_run_as_the_applications_user_see_what_it_sees(fresh_service: Service) -> None:
+    """By the drop-in that the package has: a private file in /tmp, and results that are the user's own."""
+    service, machine = fresh_service, fresh_service.machine
+    machine.run("useradd", "app", check=True)
+    directory = "/etc/systemd/system/ooodd-worker@.service.d"
+    install = (
+        f"mkdir -p {directory} && sed s/APPLICATION/app/ /usr/lib/ooodd/application-user.conf >{directory}/app.conf"
+    )
+    machine.run("sh", "-c", install, check=True)
+    machine.run("systemctl", "daemon-reload", check=True)
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    machine.run("install", "-o", "app", "-m", "600", LETTER, "/tmp/private.odt", check=True)
+    for number in range(4):
+        command = ("setpriv", "--reuid=app", "--regid=app", "--clear-groups", PYTHON, "-c", BY_PATH, str(CLIENTS))
+        machine.run(*command, "/tmp/private.odt", f"/tmp/result{number}.pdf", cwd="/tmp", check=True, timeout=PATIENCE)
+        assert machine.run("stat", "-c", "%U %a", f"/tmp/result{number}.pdf").stdout.split() == ["app", "644"]
+        assert service.pages(f"/tmp/result{number}.pdf") > 0
+    assert ask(service, "setting", SECURITY, "BlockUntrustedRefererLinks") is True
+    (worker,) = [worker for worker in service.wait_idle()][:1]
+    links = machine.run("nsenter", f"--target={worker['pid']}", "--net", "--", "ip", "-json", "link").stdout
+    assert [link["ifname"] for link in json.loads(links)] == ["lo"]
+    offered = ask(
+        service, "call", "create(context, 'com.sun.star.ucb.SimpleFileAccess').isReadOnly('file:///etc/passwd')"
+    )
+    assert offered is True
+
+
 # What an office does
 
 

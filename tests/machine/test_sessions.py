@@ -73,12 +73,14 @@ def test_what_a_client_changed_in_the_profile_is_gone_with_the_worker(service: S
     service.serves()
     until(lambda: service.status()["totals"]["recycled"] == 1, PATIENCE, "the recycling")
     (before,) = service.wait_idle()
-    mark = "root/run/ooodd-worker/home/profile/mark"
+    mark = "root/run/ooodd-worker/home/profile-1/mark"
     service.machine.run("touch", f"/proc/{before['pid']}/{mark}", check=True)
     service.serves()
     until(lambda: service.status()["totals"]["recycled"] == 2, PATIENCE, "the recycling")
     (after,) = service.wait_idle()
-    assert service.machine.run("test", "-e", f"/proc/{after['pid']}/root/run/ooodd-worker/home/profile").returncode == 0
+    assert (
+        service.machine.run("test", "-e", f"/proc/{after['pid']}/root/run/ooodd-worker/home/profile-1").returncode == 0
+    )
     assert service.machine.run("test", "-e", f"/proc/{after['pid']}/{mark}").returncode == 1
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import ooodd
+
 from foreground import HANG_LIMIT, OFFICE, PYTHON, pipes_of
+from ooodd.office.profile import make_profile
 from ooodd.uno.probe import Findings, Probe
 from ooodd.uno.refusal import Refusal
 from ooodd.uno.urp import Calls
@@ -46,7 +47,7 @@ class RunningOffice:
         self.directory = Path(tempfile.mkdtemp(prefix="uo-"))
         self.name = self.directory.name
         profile = self.directory / "profile"
-        subprocess.run([Path(ooodd.__file__).with_name("data") / "new-profile", profile, OFFICE], check=True)
+        make_profile(profile, OFFICE)
         self.process = subprocess.Popen(
             [
                 *(OFFICE / "soffice.bin", "--headless", "--norestore", "--nologo", "--nodefault"),

@@ -60,9 +60,13 @@ class Office:
         raise WorkerLostError(f"no pipe of {self.unit} in {self.pipe_directory}")
 
     def pipes(self) -> Iterator[Path]:
-        """Yield the two paths that sal may choose: with the user id, and without if it can't look the user up."""
+        """Yield the paths that sal may choose: with the user id, without if it can't look the user up, or by a link.
+
+        For the link see data/start-office.
+        """
         yield self.pipe_directory / f"OSL_PIPE_{self.uid}_{self.pipe_name}"
         yield self.pipe_directory / f"OSL_PIPE_{self.pipe_name}"
+        yield self.pipe_directory / self.pipe_name
 
     def _verify(self, connection: socket.socket) -> None:
         pid = credentials(connection).pid

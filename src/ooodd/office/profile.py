@@ -159,10 +159,14 @@ def _language() -> list[Element]:
     language = re.match(r"([a-z]{2,3})(?:_([A-Z]{2}))?(?=[.@]|$)", wanted)
     if language is None or found != "C.UTF-8":
         return []
-    item = Element("item", {_PATH: "/org.openoffice.Setup/L10N"})
-    prop = ET.SubElement(item, "prop", {_NAME: "ooSetupSystemLocale", f"{{{_OOR}}}op": "fuse"})
-    ET.SubElement(prop, "value").text = "-".join(filter(None, language.groups()))
-    return [item]
+    return [_item("/org.openoffice.Setup/L10N", "ooSetupSystemLocale", "-".join(filter(None, language.groups())))]
+
+
+def _item(path: str, name: str, value: str) -> Element:
+    item = Element("item", {_PATH: path})
+    prop = ET.SubElement(item, "prop", {_NAME: name, f"{{{_OOR}}}op": "fuse"})
+    ET.SubElement(prop, "value").text = value
+    return item
 
 
 def site_files(site: Path = SITE_SETTINGS) -> list[Path]:
