@@ -11,9 +11,7 @@ spreadsheets and presentations each have a filter of their own for PDF.
 import sys
 from pathlib import Path
 
-import unohelper
 from com.sun.star.beans import PropertyValue
-from com.sun.star.io import XOutputStream
 
 import uno
 
@@ -22,22 +20,6 @@ FILTERS = {
     "com.sun.star.sheet.SpreadsheetDocument": "calc_pdf_Export",
     "com.sun.star.presentation.PresentationDocument": "impress_pdf_Export",
 }
-
-
-class Output(unohelper.Base, XOutputStream):
-    """Writes to a file of ours what the office sends."""
-
-    def __init__(self, path):
-        self.file = path.open("wb")
-
-    def writeBytes(self, data):
-        self.file.write(data.value)
-
-    def flush(self):
-        self.file.flush()
-
-    def closeOutput(self):
-        self.file.close()
 
 
 def connect():
@@ -50,7 +32,7 @@ def connect():
 def convert(office, source, target):
     """Convert one document."""
     create = office.ServiceManager
-    # The office's own stream: it gets the bytes in one call, where a stream of ours would be asked thousands of times.
+    # Both streams are the office's own: all bytes go in one call, where a stream of ours would get thousands.
     stream = create.createInstanceWithArgumentsAndContext(
         "com.sun.star.io.SequenceInputStream", (uno.ByteSequence(source.read_bytes()),), office
     )
@@ -60,8 +42,10 @@ def convert(office, source, target):
     if document is None:
         sys.exit("convert.py: LibreOffice cannot load this document")
     kind = next((FILTERS[service] for service in FILTERS if document.supportsService(service)), "writer_pdf_Export")
-    to_target = (PropertyValue("FilterName", 0, kind, 0), PropertyValue("OutputStream", 0, Output(target), 0))
-    document.storeToURL("private:stream", to_target)
+    result = create.createInstanceWithContext("com.sun.star.io.SequenceOutputStream", office)
+    to_result = (PropertyValue("FilterName", 0, kind, 0), PropertyValue("OutputStream", 0, result, 0))
+    document.storeToURL("private:stream", to_result)
+    target.write_bytes(result.getWrittenBytes().value)
     document.close(True)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-
 from foreground import HANG_LIMIT, OFFICE, PYTHON, pipes_of
 from ooodd.office.profile import make_profile
 from ooodd.uno.probe import Findings, Probe

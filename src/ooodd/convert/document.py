@@ -8,10 +8,15 @@ would be read a few bytes a call: a document that takes 21 s so takes 1.8 s this
 This is the only module that needs pyuno.
 """
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import sys
 import tempfile
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,9 +92,8 @@ def _write(target: str, data: bytes) -> None:
 
 def _convert(task: Task, data: bytes) -> bytes:
     """Return the document in the other format."""
+    uno = importlib.import_module("uno")  # which makes the other import possible
     from com.sun.star.uno import Exception as UnoException  # noqa: PLC0415
-
-    import uno  # noqa: PLC0415 - only this process has it
 
     try:
         office = _Office(uno, task.address)
@@ -197,8 +201,10 @@ class _Office:
 
 
 def _is_encrypted(data: bytes) -> bool:
-    """Whether a document that could not be loaded seems to have a password: ODF, or OOXML in its OLE container."""
-    return b"manifest:encryption-data" in data or b"E\0n\0c\0r\0y\0p\0t\0e\0d\0P\0a\0c\0k\0a\0g\0e" in data
+    """Whether a document that could not be loaded seems to have a password: ODF, OOXML in its OLE container, or PDF."""
+    with contextlib.suppress(zipfile.BadZipFile, KeyError, zlib.error):
+        return b"encryption-data" in zipfile.ZipFile(io.BytesIO(data)).read("META-INF/manifest.xml")
+    return b"E\0n\0c\0r\0y\0p\0t\0e\0d\0P\0a\0c\0k\0a\0g\0e" in data or (data[:4] == b"%PDF" and b"/Encrypt" in data)
 
 
 def _words(error: BaseException) -> str:

@@ -119,13 +119,13 @@ async def _convert_one(job: Job, settings: Settings) -> str:
             *(sys.executable, "-m", "ooodd.convert.document"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
             pass_fds=passed,
             start_new_session=True,
         )
         try:
             async with asyncio.timeout(settings.timeout):
-                out, _ = await process.communicate(f"{task.as_json()}\n".encode())
+                out, errors = await process.communicate(f"{task.as_json()}\n".encode())
         except TimeoutError:
             return f"it took longer than {settings.timeout:g} s"
         finally:
@@ -135,8 +135,8 @@ async def _convert_one(job: Job, settings: Settings) -> str:
                 await process.wait()
     if process.returncode == 0:
         return ""
-    lines = out.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"the client ended by signal {-(process.returncode or 0)}"
+    lines = (out or errors).decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"its process ended with status {process.returncode}"
 
 
 def _path(name: str, standard: TextIO, passed: list[int]) -> str:
