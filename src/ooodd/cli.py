@@ -89,12 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("program", type=Path)
     make.set_defaults(command=_make_profile)
 
+    # For dpkg's trigger, without help.
+    outdate = commands.add_parser("outdate")
+    outdate.set_defaults(command=_outdate)
+
     # For ExecReload= of ooodd.service and for ooodd-socket-failed.service, so without help.
     reload = commands.add_parser("reload")
     reload.set_defaults(command=_reload)
     commands.add_parser("explain-socket-failure").set_defaults(command=_explain_socket_failure)
 
-    for command in (run, status, stop, drain, reload):
+    for command in (run, status, stop, drain, reload, outdate):
         command.add_argument("--runtime-directory", type=Path, metavar="DIR", default=None, help="where the control "
                              "socket is (/run/ooodd, or one of your own in the foreground)")  # fmt: skip
     return parser
@@ -280,6 +284,10 @@ def _commands(broker: Broker, options: argparse.Namespace) -> dict[str, Callable
         broker.end(how)
         return {"done": True}
 
+    def outdate() -> dict[str, Any]:
+        broker.outdate()
+        return {"done": True}
+
     def reload() -> dict[str, Any]:
         try:
             settings = config.load(options.config)
@@ -293,6 +301,7 @@ def _commands(broker: Broker, options: argparse.Namespace) -> dict[str, Callable
         "stop": partial(end, End.STOP),
         "drain": partial(end, End.DRAIN),
         "reload": reload,
+        "outdate": outdate,
     }
 
 
@@ -329,6 +338,11 @@ def _drain(options: argparse.Namespace) -> int:
 
 def _reload(options: argparse.Namespace) -> int:
     ask(_runtime_directory(options), "reload")
+    return 0
+
+
+def _outdate(options: argparse.Namespace) -> int:
+    ask(_runtime_directory(options), "outdate")
     return 0
 
 

@@ -133,6 +133,16 @@ SESSION_LOST = Message(
     Priority.WARNING,
     "session {session} of {client} with worker {worker} was lost with the previous ooodd: {why}",
 )
+OFFICE_CHANGED = Message(
+    "5d0c7f1b9f0e4a54b7a5f6a0e6d3c812",
+    Priority.NOTICE,
+    "another LibreOffice has been installed: {idle} offices are replaced now, {busy} after their session",
+)
+WORKER_OUTDATED = Message(
+    "e7c1a2d40b5f4b6c8d2b9a7f3c64d05e",
+    Priority.NOTICE,
+    "worker {worker} runs a LibreOffice that is installed no more, and is restarted for its next client",
+)
 WORKER_READY = Message(
     "38067f17caa6424e91f9e2407d31a890", Priority.DEBUG, "worker {worker} is ready after {seconds:.2f} s, pid {pid}"
 )

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 import extension
+from deadline import until
+from ooodd import messages
 from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
-from service import PATIENCE, Service
+from service import PATIENCE, Service, finish
 
 LETTER = f"{DOCUMENTS_INSIDE}/letter.odt"
 SHARED = "/srv/shared"
@@ -319,3 +321,33 @@ def test_a_session_has_two_lines_in_all_journals_together(service: Service) -> N
     service.wait_idle()
     lines = [line for line in service.machine.journal(after=moment) if int(line.get("PRIORITY", 6)) <= 6]
     assert len([line for line in lines if "ooodd" in str(line)]) == 20, [line["MESSAGE"] for line in lines]
+
+
+# Upgrades of LibreOffice
+
+
+def test_an_office_of_a_program_that_has_been_replaced_serves_nobody(service: Service) -> None:
+    service.configure("[pool]\nworkers = 1\nmax_uses = 10\n")
+    service.start()
+    (old,) = service.wait_idle()
+    moment = service.machine.journal_moment()
+    program = "/usr/lib/libreoffice/program/soffice.bin"
+    changed = f"until touch {program}; [ $(($(date +%s) - $(stat -c %Y /proc/$0))) -gt 3 ]; do :; done"
+    service.machine.run("sh", "-c", changed, str(old["pid"]), check=True, timeout=PATIENCE)
+    assert service.serves() != old["pid"]
+    assert len(service.lines(messages.WORKER_OUTDATED, moment)) == 1
+
+
+def test_an_upgrade_replaces_idle_offices_at_once_and_busy_ones_after_their_session(service: Service) -> None:
+    service.configure("[pool]\nworkers = 2\nmin_workers = 2\nmax_uses = 10\n")
+    holder, office = service.holding_client()
+    idle = until(lambda: [w["pid"] for w in service.workers() if w["state"] == "idle"], PATIENCE, "an idle office")
+    moment = service.machine.journal_moment()
+    trigger = "dpkg-trigger --by-package=ooodd --no-await /usr/lib/libreoffice/program && dpkg --triggers-only ooodd"
+    service.machine.run("sh", "-c", trigger, check=True, timeout=2 * PATIENCE)
+    until(lambda: service.status()["totals"]["recycled"] == 1, PATIENCE, "the idle office to be replaced")
+    line = service.line(messages.OFFICE_CHANGED, moment)
+    assert "1 offices are replaced now, 1 after their session" in line["MESSAGE"]
+    assert finish(holder)[0]["pid"] == office["pid"]
+    after = service.wait_whole(2, without=[office["pid"], *idle])
+    assert after["totals"]["crashed"] == 0

@@ -156,6 +156,12 @@ class Broker:
         self._warn()
         self.driver.do(self.pool.reconfigure(_limits(config), time.monotonic()))
 
+    def outdate(self) -> None:
+        """Replace all offices, since another LibreOffice has been installed; those with a session after it."""
+        idle, busy = self.pool.count(State.STARTING, State.IDLE), self.pool.count(State.BUSY)
+        self._journal.log(messages.OFFICE_CHANGED, idle=idle, busy=busy)
+        self.driver.do(self.pool.outdate(time.monotonic()))
+
     def _warn(self) -> None:
         """Warn of what the configuration asks for and will not get."""
         most = self.config.queue.max_clients

@@ -32,7 +32,7 @@ _STOP_MESSAGES = {
     Reason.DIRTY: messages.WORKER_DIRTY,
 }
 # Reasons to stop a worker that are not worth a line: the broker's own lines tell.
-_EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED, Reason.RECLAIMED})
+_EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED, Reason.OUTDATED, Reason.RECLAIMED})
 
 
 class Driver:

@@ -189,6 +189,7 @@ class Session:
         """Connect to the worker's office, and keep the session. If that fails, the client is queued again."""
         client, number = self.client, lease.worker
         try:
+            self._replace_if_outdated(number)
             office = self._driver.keeper.office(number).connect()
         except WorkerLostError:  # the probe finds out why
             self._give_back(number, reached=False)
@@ -212,6 +213,13 @@ class Session:
             worker=number,
             seconds=client.since - self._place.joined,
         )
+
+    def _replace_if_outdated(self, number: int) -> None:
+        """Raise `WorkerLostError` for an office whose program has been replaced, and have it replaced too."""
+        if self._driver.keeper.office(number).outdated():
+            self._driver.journal.log(messages.WORKER_OUTDATED, worker=number)
+            self._driver.do(self._pool.lost(number, time.monotonic(), Reason.OUTDATED, ""))
+            raise WorkerLostError(f"worker {number} is outdated")
 
     def _new_path(self, office: socket.socket, slot: Slot) -> DataPath:
         """Return the way of the client's bytes to its office. On an error the office's connection is closed."""

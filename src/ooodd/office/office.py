@@ -23,6 +23,8 @@ PIPE_NAME = "uno"
 ORDERLY_STATUSES = {0, 255, 81}
 # The exit status (sysexits.h) of data/new-profile if there is no office.
 EX_OSFILE = 72
+# The start of a process is known to a hundredth of a second, by a clock that drifts against that of files. In seconds.
+_CLOCK_ERROR = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,18 @@ class Office:
         pid = credentials(connection).pid
         if pid != self.pid:
             raise WorkerLostError(f"the pipe of {self.unit} belongs to process {pid}, not to its office, {self.pid}")
+
+    def outdated(self) -> bool:
+        """Whether the file of its program has been replaced or removed since it started."""
+        try:
+            process = psutil.Process(self.pid)
+            program, started = process.cmdline()[0], process.create_time()
+        except (psutil.Error, OSError, IndexError):  # it has ended, which others find out
+            return False
+        try:
+            return Path(program).is_absolute() and Path(program).stat().st_ctime > started + _CLOCK_ERROR
+        except OSError:
+            return True
 
     def memory(self) -> int:
         """Return the bytes of memory that the end of the office would free, without mapped files; 0 if it has ended."""

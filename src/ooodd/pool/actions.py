@@ -11,6 +11,7 @@ class Reason(StrEnum):
     # Of a worker.
     USED_UP = "it has served [pool] max_uses sessions"
     TOO_OLD = "older than [pool] max_age"
+    OUTDATED = "another LibreOffice has been installed"
     TOO_BIG = "bigger than [pool] max_memory"
     NOT_NEEDED = "not needed"
     ADOPTED = "ooodd restarted during its session, so the state of the office is unknown"
@@ -90,7 +91,7 @@ class Refuse:
 Action = Start | Stop | Probe | Lease | Break | Reclaim | Refuse
 
 _RECYCLED = frozenset(
-    {Reason.USED_UP, Reason.TOO_OLD, Reason.TOO_BIG, Reason.ADOPTED, Reason.ENDED, Reason.CUT_OFF},
+    {Reason.USED_UP, Reason.TOO_OLD, Reason.OUTDATED, Reason.TOO_BIG, Reason.ADOPTED, Reason.ENDED, Reason.CUT_OFF},
 )
 
 

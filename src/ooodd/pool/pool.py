@@ -81,6 +81,15 @@ class Pool:
                 actions.append(self._lifecycle.stop(worker, now, Reason.USED_UP))
         return actions + self._settle(now)
 
+    def outdate(self, now: float) -> list[Action]:
+        """Replace all offices, since another LibreOffice has been installed; those with a client after its session."""
+        actions: list[Action] = []
+        for worker in self.workers.values():
+            worker.max_uses = min(worker.max_uses, worker.uses)
+            if worker.state in (State.STARTING, State.IDLE):
+                actions.append(self._lifecycle.stop(worker, now, Reason.OUTDATED))
+        return actions + self._settle(now)
+
     def tick(self, now: float, looks: Mapping[int, Look] | None = None) -> list[Action]:
         """Do what is due. Call it at `deadline`. `looks` tells of each client that has a worker."""
         looks = looks or {}

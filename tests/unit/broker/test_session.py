@@ -108,3 +108,29 @@ async def test_an_error_in_the_data_path_ends_only_its_session_and_office() -> N
         await other.send(OPENING)
         assert await other.receive(len(OPENING)) == OPENING
         await until(lambda: it.broker.pool.totals.recycled == 1)
+
+
+async def test_an_office_that_is_installed_no_more_is_replaced_before_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world("[pool]\nworkers=1") as it, it.client() as client:
+        await settled(it.broker.pool, State.IDLE)
+        with monkeypatch.context() as patch:
+            patch.setattr("ooodd.office.office.Office.outdated", lambda office: office.pipe_name == "p1")
+            assert await client.open() == HELLO
+        assert it.supervisor.started == [1, 1]
+        assert it.journal.count(messages.WORKER_OUTDATED) == 1
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.recycled, totals.crashed) == (1, 1, 0)
+
+
+async def test_another_libreoffice_is_told_in_one_line() -> None:
+    async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as client:
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
+        assert await client.open() == HELLO
+        it.broker.outdate()
+        changed = await it.journal.wait_for(messages.OFFICE_CHANGED)
+        assert (changed["idle"], changed["busy"]) == (1, 1)
+        await until(lambda: len(it.supervisor.started) == 3)
+        client.socket.close()
+        await until(lambda: len(it.supervisor.started) == 4)

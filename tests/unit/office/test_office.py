@@ -3,11 +3,14 @@
 
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from offices import an_office, listen, no_descriptor_left, other_process
@@ -124,3 +127,22 @@ def test_the_memory_of_an_office_is_what_it_shares_with_no_file(directory: Path)
 
 def test_an_office_that_is_gone_has_no_memory(directory: Path) -> None:
     assert an_office(directory, 2**22 + 1).memory() == 0  # PID_MAX_LIMIT
+
+
+def test_an_office_is_outdated_when_its_program_is_newer_or_gone(tmp_path: Path) -> None:
+    program = tmp_path / "sleep"
+    shutil.copy("/bin/sleep", program)
+    os.utime(program)
+    with subprocess.Popen([str(program), "60"]) as process:
+        office = an_office(tmp_path, process.pid)
+        while not psutil.Process(process.pid).cmdline():  # Popen returns a moment before that
+            pass
+        with pytest.MonkeyPatch.context() as patch:
+            assert not office.outdated()
+            patch.setattr("ooodd.office.office._CLOCK_ERROR", -3600.0)
+            assert office.outdated()
+            patch.undo()
+            program.unlink()
+            assert office.outdated()
+        process.kill()
+    assert not office.outdated(), "it has ended, which others find out"

@@ -265,3 +265,14 @@ def day(zero: float) -> list[list[Action] | float | None]:
                 then(it.probed(worker.id, zero + seconds))
     then(it.close(zero + 400.0))
     return told
+
+
+def test_another_libreoffice_replaces_every_office_busy_ones_after_their_session() -> None:
+    it = ready_pool(3, max_uses=10)
+    it.join(1, 2.0)
+    assert it.outdate(3.0) == [Stop(2, Reason.OUTDATED), Stop(3, Reason.OUTDATED)]
+    it.stopped(2, 3.1)
+    assert it.outdate(3.2) == [Stop(2, Reason.OUTDATED)], "it may have started from half an installation"
+    assert end_session(it, 1, 1, 4.0) == [Stop(1, Reason.USED_UP)]
+    it.drain(5.0)
+    assert it.outdate(5.0) == []
