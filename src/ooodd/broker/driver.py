@@ -31,6 +31,11 @@ _STOP_MESSAGES = {
     Reason.HUNG: messages.WORKER_HUNG,
     Reason.DIRTY: messages.WORKER_DIRTY,
 }
+# What is known of an office that has aborted.
+_ABORTED = (
+    "; it aborted, as LibreOffice 25.2 does when it reads a stream that the client implements: let the office have the "
+    "stream (clients.md)"
+)
 # Reasons to stop a worker that are not worth a line: the broker's own lines tell.
 _EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED, Reason.OUTDATED, Reason.RECLAIMED})
 
@@ -127,7 +132,8 @@ class Driver:
             self.journal.log(messages.WORKER_NOT_STARTED, worker=number, detail=detail)
         elif reason not in _EXPECTED:
             message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
-            self.journal.log(message, worker=number, detail=detail or reason)
+            hint = _ABORTED if reason is Reason.CRASHED and "signal 6" in detail else ""
+            self.journal.log(message, worker=number, detail=f"{detail or reason}{hint}")
         self._save_totals()
         self.store.marks.slot(number).stopping = True
         self.keeper.stop(number)

@@ -134,3 +134,12 @@ async def test_another_libreoffice_is_told_in_one_line() -> None:
         await until(lambda: len(it.supervisor.started) == 3)
         client.socket.close()
         await until(lambda: len(it.supervisor.started) == 4)
+
+
+@pytest.mark.parametrize(("detail", "told"), [("killed by signal 6", True), ("killed by signal 9", False)])
+async def test_an_office_that_aborts_is_told_with_a_known_cause(detail: str, told: bool) -> None:  # noqa: FBT001
+    async with world("[pool]\nworkers=1") as it, it.client() as client:
+        assert await client.open() == HELLO
+        await it.supervisor.kill(1, detail)
+        crashed = await it.journal.wait_for(messages.WORKER_CRASHED)
+        assert ("clients.md" in str(crashed["detail"])) == told
