@@ -39,7 +39,7 @@ _NAMESPACES = {
 # "Start me again": how often an office may say so, and how long a start may take, in seconds.
 _START_AGAIN = 81
 _MOST_STARTS = 5
-_START_LIMIT = 120.0
+_START_LIMIT = 20.0
 # Where dpkg has the lists of files of each package.
 _DPKG_LISTS = Path("/var/lib/dpkg/info")
 
