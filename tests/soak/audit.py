@@ -32,6 +32,7 @@ TOTALS = {
     "crashed": messages.WORKER_CRASHED,
     "hung": messages.WORKER_HUNG,
     "dirty": messages.WORKER_DIRTY,
+    "reclaimed": messages.SESSION_RECLAIMED,
 }
 # Each of these lines is a complaint.
 FAILURES = frozenset({"INTERNAL_ERROR", "BROKER_FAILED", "SOCKET_FAILED", "ACCEPT_PAUSED"})
@@ -224,7 +225,9 @@ class Audit:
         If the broker is killed while a session ends, the line may be missing.
         """
         begun = Counter(each.session for each in self._lines if each.kind == "SESSION_BEGIN")
-        ended = Counter(each.session for each in self._lines if each.kind in ("SESSION_END", "SESSION_LOST"))
+        ended = Counter(
+            each.session for each in self._lines if each.kind in ("SESSION_END", "SESSION_LOST", "SESSION_RECLAIMED")
+        )
         endless = sorted(session for session in begun if not ended[session])
         if len(endless) > self._kills:
             self.report.complaints.append(f"sessions {endless} begin in the journal and do not end")

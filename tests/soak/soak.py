@@ -39,6 +39,8 @@ CONFIGURATION = """\
 workers = {workers}
 min_workers = {least}
 spare_workers = 1
+max_uses = 10
+max_uses_jitter = 3
 start_timeout = "5s"
 probe_interval = "3s"
 probe_timeout = "3s"
@@ -48,6 +50,8 @@ max_clients = 30
 
 [session]
 grace = "2s"
+# Sessions that hang for a while must not go for that.
+reclaim_after = "infinity"
 
 [log]
 level = "detail"
