@@ -11,9 +11,8 @@ spreadsheets and presentations each have a filter of their own for PDF.
 import sys
 from pathlib import Path
 
+import uno  # isort: skip - this makes the next import possible
 from com.sun.star.beans import PropertyValue
-
-import uno
 
 OFFICE = "uno:socket,host=localhost,port=2002;urp;StarOffice.ComponentContext"
 FILTERS = {
