@@ -189,6 +189,8 @@ class Service:
 def never_reclaiming(text: str) -> str:
     """The configuration, so that no session is ended for a client that waits."""
     header, key = "[session]\n", 'reclaim_after = "infinity"\n'
+    if "reclaim_after" in text:
+        return text
     return text.replace(header, header + key) if header in text else f"{text}\n{header}{key}"
 
 
