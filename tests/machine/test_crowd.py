@@ -20,7 +20,7 @@ CROWD = SOURCE_TREE / "tests" / "soak" / "crowd.py"
 WORKERS, CLIENTS, WAITING = 2, 5000, 1000
 REFUSAL = f"{WAITING} clients wait already ([queue] max_clients)"
 # How much memory of the broker a client may take, in KiB. A waiting one takes 3.4, one that is being refused 7.
-MOST_MEMORY = 8
+MOST_MEMORY = 12
 # How much CPU time PID 1 may take to store the clients' sockets, in seconds. 0.5 s has been measured, and
 # this only finds a store that costs a multiple of that.
 MOST_OF_MANAGER = 30.0

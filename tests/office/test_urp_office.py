@@ -320,6 +320,9 @@ def refuse(listener: socket.socket) -> None:
             data = connection.recv(1 << 16)
             assert data, "the client closed the connection"
             connection.sendall(refusal.receive(data))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1 << 16):  # the client may not have read the refusal yet, and a close would reset that
+            pass
 
 
 @pytest.mark.parametrize("kind", ["pyuno", "cpp", "java"])

@@ -245,6 +245,9 @@ class Driver:
 
     def _tick(self) -> None:
         self._timer = None
-        paths = {client.session: client.path for client in self.clients.values() if client.path is not None}
+        holders = [
+            self.clients[worker.client] for worker in self.pool.workers.values() if worker.client in self.clients
+        ]
+        paths = {client.session: client.path for client in holders if client.path is not None}
         looks = {session: Look(path.quiet_since, path.process) for session, path in paths.items()}
         self.do(self.pool.tick(time.monotonic(), looks))
