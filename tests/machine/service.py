@@ -40,6 +40,14 @@ class Service:
         self.machine.put(CONFIGURATION, for_tests(text, reclaims=reclaims))
         self.machine.run("systemctl", "start", "ooodd.socket", check=True)
 
+    def run_offices_as(self, user: str) -> None:
+        """Make the user, and have the offices run as it, by the drop-in that the package has."""
+        directory = "/etc/systemd/system/ooodd-worker@.service.d"
+        install = f"mkdir -p {directory} && sed s/APPLICATION/{user}/ /usr/lib/ooodd/application-user.conf"
+        self.machine.run("useradd", user, check=True)
+        self.machine.run("sh", "-c", f"{install} >{directory}/{user}.conf", check=True)
+        self.machine.run("systemctl", "daemon-reload", check=True)
+
     def stop(self) -> None:
         self.machine.run("systemctl", "stop", "ooodd.service", "ooodd.socket", check=True)
 

@@ -205,13 +205,7 @@ os._exit(0)
 def test_offices_that_run_as_the_applications_user_see_what_it_sees(fresh_service: Service) -> None:
     """By the drop-in that the package has: a private file in /tmp, and results that are the user's own."""
     service, machine = fresh_service, fresh_service.machine
-    machine.run("useradd", "app", check=True)
-    directory = "/etc/systemd/system/ooodd-worker@.service.d"
-    install = (
-        f"mkdir -p {directory} && sed s/APPLICATION/app/ /usr/lib/ooodd/application-user.conf >{directory}/app.conf"
-    )
-    machine.run("sh", "-c", install, check=True)
-    machine.run("systemctl", "daemon-reload", check=True)
+    service.run_offices_as("app")
     service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
     machine.run("install", "-o", "app", "-m", "600", LETTER, "/tmp/private.odt", check=True)
     for number in range(4):

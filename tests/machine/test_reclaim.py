@@ -112,3 +112,21 @@ def test_a_client_whose_session_was_ended_gets_an_error_at_its_next_call(service
     holder, _ = service.holding_client()
     assert service.run_client("convert.py", "--office")[-1]["step"] == "office"
     assert client_error(holder) != ""
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
+def test_no_call_that_reached_the_office_is_cut(fresh_service: Service, count: int) -> None:
+    """Each call is made within milliseconds of the end of its session. It is answered, or has done nothing."""
+    service = fresh_service
+    service.run_offices_as("app")
+    service.configure(FOUR + '[session]\nreclaim_after = "100ms"\n', reclaims=True)
+    service.machine.run("install", "-d", "-o", "app", "/srv/shots", check=True)
+    command = (PYTHON, f"{CLIENTS}/shots.py", f"--shots={count}", "--quiet=0.1", "/srv/shots")
+    done = service.machine.run(*command, cwd="/tmp", check=True, timeout=count)
+    shots = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(shot["shot"] for shot in shots) == list(range(count)), done.stderr
+    service.stop()  # no office does anything any more
+    made = {int(name) for name in service.machine.run("ls", "/srv/shots", check=True).stdout.split()}
+    assert made == {shot["shot"] for shot in shots if shot["answered"]}
+    print(f"{len(made)} of {count} calls were answered")
+    assert count / 10 < len(made) < count * 9 / 10, "they were not close to the end"
