@@ -13,7 +13,7 @@ from command import Command
 from deadline import until
 from machine import INSTALL_TIMEOUT, SOURCE_TREE, Machine
 from ooodd import messages
-from service import PATIENCE, Service, await_step, client_error, finish
+from service import CONFIGURATION, PATIENCE, Service, await_step, client_error, finish
 
 WORKERS = 4
 
@@ -30,7 +30,7 @@ def old_deb() -> Path:
 
 @pytest.fixture
 def old_service(bare_machine: Machine, old_deb: Path) -> Service:
-    """0.2 on a machine of the test's own."""
+    """0.2 on a machine of the test's own. It knows no reclaim_after: configure it with ``reclaims=True``."""
     bare_machine.install(old_deb)
     assert version(bare_machine) == "ooodd 0.1.0"
     return Service(bare_machine)
@@ -85,7 +85,7 @@ def installation(machine: Machine, deb: Path) -> Iterator[Command]:
 @pytest.mark.long
 def test_sessions_and_waiting_clients_of_0_2_outlive_the_upgrade(old_service: Service, deb: Path) -> None:
     service = old_service
-    service.configure(f"[pool]\nworkers = {WORKERS}\nmin_workers = {WORKERS}\n")
+    service.configure(f"[pool]\nworkers = {WORKERS}\nmin_workers = {WORKERS}\n", reclaims=True)
     first = service.machine.journal_moment()
     for _ in range(3):
         service.serves()
@@ -111,7 +111,7 @@ def test_sessions_and_waiting_clients_of_0_2_outlive_the_upgrade(old_service: Se
 def test_clients_at_work_do_not_notice_the_upgrade_from_0_2(old_service: Service, deb: Path) -> None:
     """Clients of pyuno amid their calls; the whole queue moves on."""
     service = old_service
-    service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
+    service.configure("[pool]\nworkers = 2\nmin_workers = 2\n", reclaims=True)
     moment = service.machine.journal_moment()
     service.start()
     service.wait_whole(2)
@@ -135,7 +135,7 @@ def test_clients_at_work_do_not_notice_the_upgrade_from_0_2(old_service: Service
 def test_a_call_under_way_outlives_the_upgrade_from_0_2(old_service: Service, deb: Path) -> None:
     """An office that computes for its client, with no byte on the wire."""
     service = old_service
-    service.configure('[pool]\nworkers = 1\n[session]\ngrace = "1s"\n')
+    service.configure('[pool]\nworkers = 1\n[session]\ngrace = "1s"\n', reclaims=True)
     client = service.client("crash.py", "basic-loop")
     await_step(client, "faulting")
     (worker,) = (worker for worker in service.workers() if worker["client"])
@@ -158,13 +158,15 @@ def test_a_downgrade_to_0_2_stops_in_order_and_0_2_serves(
 ) -> None:
     """The code of 0.2 is fixed. So this version's prerm sees to it that 0.2 finds nothing in the store."""
     service, machine = fresh_service, fresh_service.machine
-    service.configure(f'[pool]\nworkers = 2\n[session]\ndrain_timeout = "{"60s" if in_order else "1s"}"\n')
+    text = f'[pool]\nworkers = 2\n[session]\ndrain_timeout = "{"60s" if in_order else "1s"}"\n'
+    service.configure(text)
     holders = [service.holding_client() for _ in range(2)]
     waiting = [service.waiting_client() for _ in range(2)]
     moment = machine.journal_moment()
     with installation(machine, old_deb) as process:
         for client in waiting:
             assert client_error(client).startswith("ooodd: the service is stopping")
+        machine.put(CONFIGURATION, text)  # without what 0.2 does not know
         if not in_order:
             process.wait(INSTALL_TIMEOUT)
         errors = [client_error(client) for client, _ in holders]
