@@ -76,7 +76,7 @@ def test_an_extension_for_all_users_is_served(with_extension: Service) -> None:
     for _ in range(4):
         assert ask(service, "service", extension.SERVICE)
     made = service.machine.journal("ooodd-profile.service", after=None)
-    assert any("register the extensions hello.oxt: done" in line["MESSAGE"] for line in made)
+    assert any("register the extensions hello.oxt" in line["MESSAGE"] for line in made)
     offices = [line["MESSAGE"] for line in service.machine.journal("ooodd-worker@1.service")]
     assert not any("register" in message for message in offices), "each office has a copy"
     assert service.totals()["crashed"] == 0
@@ -90,7 +90,11 @@ def test_without_a_prepared_profile_an_office_starts_twice_and_says_why(with_ext
     for _ in range(2):
         assert ask(service, "service", extension.SERVICE)
     offices = [line["MESSAGE"] for line in service.machine.journal("ooodd-worker@1.service", after=moment)]
-    assert "the office was started once more to register the extensions hello.oxt: done" in offices
+    found = [
+        line for line in offices if line.startswith("the office was started once more to register the extensions ")
+    ]
+    assert found
+    assert all("hello.oxt" in line for line in found)
 
 
 def test_an_extension_that_is_added_while_ooodd_runs_works_for_later_clients(
