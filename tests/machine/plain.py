@@ -23,14 +23,15 @@ AS_APPLICATION = (
 def plain_office(machine: Machine) -> Iterator[None]:
     """Run a plain office as the application's user, which has to be there, with the settings of a new user.
 
-    The first start in a profile may only prepare it, and exit with 81.
+    It is started again when it ends: the first start in a profile may only prepare it, and a document may crash it.
     """
     machine.run("install", "-d", "-o", APPLICATION, HOME, check=True)
     accept = f"'--accept=socket,host=127.0.0.1,port={PLAIN_PORT};urp'"
     office = f"{PROGRAM} --headless --norestore --nologo --nodefault {accept}"
     listening = ("bash", "-c", f"</dev/tcp/127.0.0.1/{PLAIN_PORT}")
-    with machine.popen(*AS_APPLICATION, "sh", "-c", f"{office} || exec {office}", cwd=HOME) as process:
+    with machine.popen(*AS_APPLICATION, "sh", "-c", f"while :; do {office}; done", cwd=HOME) as process:
         until(lambda: machine.run(*listening).returncode == 0, PATIENCE, "the plain office")
         yield
-        machine.run("pkill", "-9", "-u", APPLICATION, "soffice.bin")
+        machine.run("pkill", "-9", "-u", APPLICATION, "-x", "sh")
+        machine.run("pkill", "-9", "-u", APPLICATION, "-x", "soffice.bin")
         process.wait(PATIENCE)
