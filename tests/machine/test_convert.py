@@ -2,10 +2,13 @@
 """`ooodd convert`, with the installed package and real offices."""
 
 import json
+import signal
+from contextlib import ExitStack
 
 import pytest
 
 from deadline import until
+from machine import read_line
 from places import DOCUMENTS_INSIDE
 from service import PATIENCE, Service
 
@@ -151,3 +154,40 @@ def test_an_interrupt_ends_it_and_leaves_no_half_file(at_work: Service) -> None:
     left = at_work.machine.run("ls", "-A", "/tmp/convert").stdout.split()
     assert [name for name in left if not name.endswith((".xlsx", ".pdf"))] == []
     until(lambda: "busy" not in at_work.states(), PATIENCE, "the sessions to end")
+
+
+@pytest.mark.parametrize(
+    ("number", "amid"),
+    [
+        (signal.SIGTERM, "a conversion"),
+        (signal.SIGKILL, "the queue"),
+        pytest.param(signal.SIGTERM, "the queue", marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, "a conversion", marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, "a conversion", marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_ends_all_that_it_has_begun(at_work: Service, number: signal.Signals, amid: str) -> None:
+    at_work.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    at_work.start()
+    big = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); echo $i,word,another; done >a.csv; cp a.csv b.csv"
+    at_work.machine.run("sh", "-c", big, cwd="/tmp/convert", check=True)
+    with ExitStack() as stack:
+        if amid == "the queue":
+            holder, _ = at_work.holding_client()
+            stack.callback(holder.release)
+        command = "ooodd convert --jobs 2 a.csv b.csv -o new/ 2>errors & echo $!; wait $!; echo $?"
+        running = stack.enter_context(at_work.machine.popen("sh", "-c", command, cwd="/tmp/convert"))
+        waiting = 2 if amid == "the queue" else 1
+        at_work.wait_queue(waiting)
+        pid = int(read_line(running, PATIENCE))
+        at_work.kill(pid, signal=number.name)
+        assert int(read_line(running, PATIENCE)) == 128 + number
+        gone = ("pgrep", "--full", "ooodd.convert.document")
+        until(lambda: at_work.machine.run(*gone).stdout == "", PATIENCE, "its processes to end")
+        at_work.wait_queue(0)
+    at_work.wait_idle()
+    assert at_work.machine.run("ls", "-A", "/tmp/convert/new").stdout == ""
+    if number != signal.SIGKILL:
+        said = at_work.machine.read("/tmp/convert/errors")
+        assert said == "ooodd convert: interrupted; 0 of 2 documents are done\n"
+    assert at_work.serves()

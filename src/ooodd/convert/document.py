@@ -9,17 +9,20 @@ This is the only module that needs pyuno.
 """
 
 import contextlib
+import ctypes
 import importlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 from urllib.parse import quote
 
 # Standard input and output are passed under other numbers: these descriptors are the way to the parent.
@@ -28,6 +31,8 @@ _PASSED = "/dev/fd/"
 _NEVER_EXECUTE = 0
 _NO_UPDATE = 0
 _EXPORT = 2
+# Of prctl(2).
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,11 @@ class Failure(Exception):  # noqa: N818 - it is the answer
 
 def main() -> int:
     """Convert. Print the reason if that fails, as one line."""
-    task = Task(**json.loads(sys.stdin.readline()))
+    _end_with_parent()
+    line = sys.stdin.readline()
+    if not line:  # the parent has ended before this was said
+        return 1
+    task = Task(**json.loads(line))
     try:
         data = _read(task.source)
         _write(task.target, _convert(task, data))
@@ -71,23 +80,42 @@ def _read(source: str) -> bytes:
     return Path(source).read_bytes()
 
 
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent ends, also if it is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _write(target: str, data: bytes) -> None:
-    """Write the result. A file appears when it is whole."""
-    path = Path(target)
+    """Write the result."""
     if target.startswith(_PASSED):
-        path.write_bytes(data)
+        Path(target).write_bytes(data)
         return
+    with whole_file(Path(target)) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears when it is whole. SIGTERM ends this process, and leaves nothing of the file."""
     umask = os.umask(0)
     os.umask(umask)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            Path(name).chmod(0o666 & ~umask)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _convert(task: Task, data: bytes) -> bytes:

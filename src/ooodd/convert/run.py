@@ -7,7 +7,8 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from asyncio.subprocess import Process
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +18,10 @@ from ooodd.convert.plan import STANDARD, Job
 from ooodd.errors import UsageError
 
 _BAR = 30
+# Signals that end the command, beside Ctrl-C.
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+# How long a document's process may take to end after SIGTERM, in seconds. It takes milliseconds.
+_END_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,10 @@ class Progress:
 
 
 def convert(jobs: Sequence[Job], settings: Settings) -> int:
-    """Convert all, and return the exit status: 0, or 1 if any failed. `UsageError` if python3-uno is missing."""
+    """Convert all, and return the exit status: 0, or 1 if any failed. `UsageError` if python3-uno is missing.
+
+    SIGTERM and SIGHUP end what is under way, and then this process as they do by default.
+    """
     if importlib.util.find_spec("uno") is None:
         raise UsageError("this needs python3-uno", "apt-get install python3-uno")
     for directory in {Path(job.target).parent for job in jobs if job.target != STANDARD}:
@@ -77,13 +85,34 @@ def convert(jobs: Sequence[Job], settings: Settings) -> int:
         except OSError as error:
             raise UsageError(f"{directory}: {error.strerror}", "give another -o") from error
     progress = Progress(len(jobs), sys.stderr)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_convert_all(jobs, settings, progress))
+    received: list[signal.Signals] = []
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(_until_signal(_convert_all(jobs, settings, progress), received))
     progress.clear()
-    if progress.done < len(jobs):
+    if received or progress.done < len(jobs):
         sys.stderr.write(f"ooodd convert: interrupted; {progress.done} of {len(jobs)} documents are done\n")
+        sys.stderr.flush()
+        for number in received[:1]:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         return 130
     return 1 if progress.failed else 0
+
+
+async def _until_signal(work: Coroutine[None, None, None], received: list[signal.Signals]) -> None:
+    """Do the work. A signal that would end this process cancels it, and is put into `received`."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+
+    def end(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) == 1:  # a second one must not break off what the first has begun
+            task.cancel()
+
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) has it
+            loop.add_signal_handler(number, end, number)
+    await task
 
 
 async def _convert_all(jobs: Sequence[Job], settings: Settings, progress: Progress) -> None:
@@ -129,14 +158,22 @@ async def _convert_one(job: Job, settings: Settings) -> str:
         except TimeoutError:
             return f"it took longer than {settings.timeout:g} s"
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            await _end(process)
     if process.returncode == 0:
         return ""
     lines = (out or errors).decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"its process ended with status {process.returncode}"
+
+
+async def _end(process: Process) -> None:
+    """End a process with all of its group, unless it has ended. SIGTERM lets it remove a file that it is writing."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_TIMEOUT):
+                    await process.wait()
 
 
 def _path(name: str, standard: TextIO, passed: list[int]) -> str:
