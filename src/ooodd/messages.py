@@ -138,6 +138,11 @@ OFFICE_CHANGED = Message(
     Priority.NOTICE,
     "another LibreOffice has been installed: {idle} offices are replaced now, {busy} after their session",
 )
+OFFICE_UNPACKED = Message(
+    "7716a93796b940d495e25fc2c416e02f",
+    Priority.NOTICE,
+    "no office starts while dpkg is installing LibreOffice ({package}); worker {worker} is the first that waits",
+)
 WORKER_OUTDATED = Message(
     "e7c1a2d40b5f4b6c8d2b9a7f3c64d05e",
     Priority.NOTICE,

@@ -13,6 +13,7 @@ import extension
 from deadline import until
 from ooodd import messages
 from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
+from repack import repack
 from service import PATIENCE, Service, finish
 
 LETTER = f"{DOCUMENTS_INSIDE}/letter.odt"
@@ -349,3 +350,39 @@ def test_an_upgrade_replaces_idle_offices_at_once_and_busy_ones_after_their_sess
     assert finish(holder)[0]["pid"] == office["pid"]
     after = service.wait_whole(2, without=[office["pid"], *idle])
     assert after["totals"]["crashed"] == 0
+
+
+def test_clients_wait_while_libreoffice_is_unpacked(fresh_service: Service) -> None:
+    service, machine = fresh_service, fresh_service.machine
+    gate = "touch /run/at-{0}; until [ -e /run/go-{0} ]; do sleep 0.1; done"
+    core = repack(machine, "libreoffice-core", gate.format("preinst"), gate.format("postinst"))
+    math = repack(machine, "libreoffice-math")
+    service.configure("[pool]\nworkers = 3\nmin_workers = 3\nmax_uses = 1\n")
+    service.start()
+    service.wait_idle()
+    moment = machine.journal_moment()
+    with service.herd(4) as herd:
+        until(lambda: sum(s.ended is not None for s in herd.sessions()) >= 8, PATIENCE, "sessions")
+        with machine.popen("dpkg", "--install", core, math, env={"DEBIAN_FRONTEND": "noninteractive"}) as dpkg:
+            for step in ("preinst", "postinst"):
+                machine.run("sh", "-c", f"until [ -e /run/at-{step} ]; do sleep 0.1; done", check=True)
+                until(lambda: set(service.states()) <= {"starting", "stopped"}, PATIENCE, "offices to end")
+                assert machine.run("pgrep", "-x", "soffice.bin").stdout == ""
+                machine.run("touch", f"/run/go-{step}", check=True)
+            assert dpkg.wait(4 * PATIENCE) == 0, dpkg.communicate()
+        served = sum(session.ended is not None for session in herd.sessions())
+        until(lambda: sum(s.ended is not None for s in herd.sessions()) >= served + 8, PATIENCE, "sessions after it")
+        sessions = herd.stop()
+    assert not [session.error for session in sessions if session.error]
+    totals = service.totals()
+    assert (totals["refused"], totals["crashed"]) == (0, 0)
+    assert len(service.lines(messages.OFFICE_UNPACKED, moment)) == 1
+    assert not service.lines(messages.WORKER_NOT_STARTED, moment)
+
+
+def test_a_libreoffice_that_dpkg_has_left_half_configured_is_used(fresh_service: Service) -> None:
+    service, machine = fresh_service, fresh_service.machine
+    package = repack(machine, "libreoffice-math", postinst="exit 1")
+    assert machine.run("dpkg", "--install", package).returncode == 1
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert service.serves()

@@ -36,6 +36,9 @@ class Record:
     def worker_not_started(self, number: int, detail: str) -> None:
         self._tell("not started", number, detail)
 
+    def worker_held_up(self, number: int, package: str) -> None:
+        self._tell("held up", number, package)
+
     def worker_probed(self, number: int, verdict: Verdict) -> None:
         self._tell("probed", number, verdict.fault, verdict.detail)
 

@@ -65,6 +65,8 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        # Whether it has been said that dpkg keeps offices from starting.
+        self._held_up = False
 
     def configure(self, config: Config) -> None:
         """Use another configuration. The pool has its own event for that."""
@@ -179,6 +181,7 @@ class Driver:
 
     def worker_ready(self, number: int, office: Office) -> None:
         """Take the worker into service."""
+        self._held_up = self._held_up and bool(self.keeper.packages.unpacking())
         now = time.monotonic()
         seconds = now - self.pool.workers[number].since
         self.journal.log(messages.WORKER_READY, worker=number, pid=office.pid, seconds=seconds)
@@ -189,6 +192,12 @@ class Driver:
     def worker_not_started(self, number: int, detail: str) -> None:
         """Have the pool back off from the worker."""
         self.do(self.pool.not_started(number, time.monotonic(), f"{detail}{self.keeper.details(number)}"))
+
+    def worker_held_up(self, number: int, package: str) -> None:
+        """Say so once for all workers."""
+        if not self._held_up:
+            self._held_up = True
+            self.journal.log(messages.OFFICE_UNPACKED, worker=number, package=package)
 
     def worker_probed(self, number: int, verdict: Verdict) -> None:
         """Have the pool keep or replace the worker."""

@@ -215,9 +215,12 @@ class Session:
         )
 
     def _replace_if_outdated(self, number: int) -> None:
-        """Raise `WorkerLostError` for an office whose program has been replaced, and have it replaced too."""
-        if self._driver.keeper.office(number).outdated():
-            self._driver.journal.log(messages.WORKER_OUTDATED, worker=number)
+        """Raise `WorkerLostError` for an office whose program has been or is being replaced; have it replaced too."""
+        keeper = self._driver.keeper
+        outdated = keeper.office(number).outdated()
+        if outdated or keeper.packages.unpacking():
+            if outdated:
+                self._driver.journal.log(messages.WORKER_OUTDATED, worker=number)
             self._driver.do(self._pool.lost(number, time.monotonic(), Reason.OUTDATED, ""))
             raise WorkerLostError(f"worker {number} is outdated")
 

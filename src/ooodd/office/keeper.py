@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError, describe
 from ooodd.office.office import Office
+from ooodd.office.packages import Packages
 from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Reason
 from ooodd.uno.probe import Findings, Probe
@@ -29,6 +30,9 @@ _LAST_PAUSE = 0.1
 END_TIMEOUT = 5.0
 # How long an office that is at rest may take to tell what is open in it, in seconds. It takes some milliseconds.
 _AT_ONCE = 0.5
+# The pause between two looks at dpkg, in seconds. It grows from the first to the last.
+_FIRST_LOOK = 0.1
+_LAST_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Events(Protocol):
 
     def worker_not_started(self, number: int, detail: str) -> None:
         """The worker could not be started."""
+
+    def worker_held_up(self, number: int, package: str) -> None:
+        """The worker is not started before dpkg has installed the package."""
 
     def worker_probed(self, number: int, verdict: Verdict) -> None:
         """The probe of an idle worker has ended."""
@@ -80,6 +87,7 @@ class Keeper:
         self._events = events
         self.start_timeout = start_timeout
         self.probe_timeout = probe_timeout
+        self.packages = Packages()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # The supervisor's part of starts, which a stop does not cancel.
         self._starts: set[asyncio.Task[Office]] = set()
@@ -171,6 +179,7 @@ class Keeper:
     async def _start(self, number: int) -> None:
         try:
             self._ended_early.pop(number, None)
+            await self._until_installed(number)
             office = await self._uncancelled(self._supervisor.start(number))
             self._running[number] = _Running(office)
             if (early := self._ended_early.pop(number, None)) is not None and early[0] is office:
@@ -184,6 +193,20 @@ class Keeper:
         else:
             if self.running(number) is office:  # else it is being stopped
                 self._events.worker_ready(number, office)
+
+    async def _until_installed(self, number: int) -> None:
+        """Wait while dpkg replaces LibreOffice, but no longer than a start may take; `StartError` after that."""
+        if not (package := self.packages.unpacking()):
+            return
+        self._events.worker_held_up(number, package)
+        pause = _FIRST_LOOK
+        try:
+            async with asyncio.timeout(self.start_timeout):
+                while self.packages.unpacking():
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, _LAST_LOOK)
+        except TimeoutError as error:
+            raise StartError(f"dpkg is installing {package}", "offices start again when it has ended") from error
 
     async def _uncancelled(self, work: Coroutine[None, None, Office]) -> Office:
         """Finish a start even if the caller is cancelled meanwhile: nobody knows what an unfinished one has left."""

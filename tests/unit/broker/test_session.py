@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What one client costs, and what becomes of one that leaves or fails at a bad moment."""
 
+from pathlib import Path
+
 import pytest
 
+from dpkgdatabase import Database
 from fakes import OPENING, FakeClient, settled, until
 from fakesystemd import FakeSystemd
 from ooodd import messages
@@ -122,6 +125,25 @@ async def test_an_office_that_is_installed_no_more_is_replaced_before_its_client
         assert it.journal.count(messages.WORKER_OUTDATED) == 1
         totals = it.broker.pool.totals
         assert (totals.sessions, totals.recycled, totals.crashed) == (1, 1, 0)
+
+
+async def test_a_client_that_comes_while_libreoffice_is_unpacked_gets_an_office_after_that(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    async with world("[pool]\nworkers=2\nmin_workers=2") as it, it.client() as client:
+        await settled(it.broker.pool, State.IDLE, State.IDLE)
+        it.broker.driver.keeper.packages = database.packages
+        with database.locked():
+            database.update(0, "half-installed")
+            await client.send(OPENING)
+            await settled(it.broker.pool, State.STARTING, State.STARTING)
+            await it.journal.wait_for(messages.OFFICE_UNPACKED)
+            assert it.supervisor.started == [1, 2]
+            database.update(1, "installed")
+            assert await client.receive(len(HELLO)) == HELLO
+        assert it.journal.count(messages.OFFICE_UNPACKED) == 1
+        assert it.journal.count(messages.WORKER_OUTDATED) == 0
+        totals = it.broker.pool.totals
+        assert (totals.sessions, totals.refused, totals.crashed) == (1, 0, 0)
 
 
 async def test_another_libreoffice_is_told_in_one_line() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dpkgdatabase import Database
 from fakes import FakeSupervisor, until
 from keeperworld import Record, world
 from offices import be_client, no_descriptor_left
@@ -363,3 +364,41 @@ async def test_closing_leaves_no_task_whatever_is_under_way() -> None:
         it.keeper.start(2)
         await it.record.wait_for(("ready", 2))
         it.keeper.stop(2)
+
+
+async def test_no_office_starts_while_dpkg_installs_libreoffice(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    async with world() as it:
+        it.keeper.packages = database.packages
+        with database.locked():
+            database.update(0, "half-installed")
+            it.keeper.start(1)
+            await it.record.wait_for(("held up", 1, "libreoffice-core"))
+            assert not it.supervisor.started
+            database.update(1, "installed")
+            await it.record.wait_for(("held up", 1, "libreoffice-core"), ("ready", 1))
+
+
+async def test_an_installation_that_takes_too_long_is_a_failed_start(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    async with world(start_timeout=0.2) as it:
+        it.keeper.packages = database.packages
+        with database.locked():
+            database.update(0, "unpacked")
+            it.keeper.start(1)
+            why = "dpkg is installing libreoffice-core: offices start again when it has ended"
+            await it.record.wait_for(("held up", 1, "libreoffice-core"), ("not started", 1, why))
+            assert not it.supervisor.started
+
+
+async def test_a_worker_that_waits_for_dpkg_can_be_stopped(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    async with world() as it:
+        it.keeper.packages = database.packages
+        with database.locked():
+            database.update(0, "unpacked")
+            it.keeper.start(1)
+            await it.record.wait_for(("held up", 1, "libreoffice-core"))
+            it.keeper.stop(1)
+            await it.record.wait_for(("held up", 1, "libreoffice-core"), ("stopped", 1))
+            assert not it.supervisor.started
