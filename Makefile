@@ -36,6 +36,11 @@ test: test-tools deb ## Run the tests of CI: one of each feature, at most 25 min
 test-long: test-tools deb ## Run the long and repeated tests, which `make test` leaves out
 	$(PYTEST) -m long tests/unit tests/office tests/machine $(PYTEST_ARGS)
 
+.PHONY: test-full
+test-full: test-tools deb ## Run tests on a Debian with all that people install (SUITE=bookworm|trixie)
+	OOODD_TESTS_ROOT=$$(packaging/tests-root $(SUITE)-full) $(PYTEST) $(PYTEST_ARGS) \
+		$(addprefix tests/machine/test_,convert.py corpus.py documents.py features.py installations.py programs.py)
+
 .PHONY: test-all
 test-all: ## Run everything: both rings, soak, fuzz, Debian 12 and 13; takes hours (docs/tests.md)
 	packaging/test-all $(PARTS)
