@@ -6,7 +6,8 @@
 
 It makes ``java/Convert.class`` and ``java-client``, ``cpp/convert`` and ``cpp-client``. The two *-client files are
 shell scripts with the arguments HOST PORT SOURCE TARGET.pdf. ``java-jobs`` has the arguments HOST PORT COUNT [THREADS].
-They need the files beside them, so the directory can be moved.
+``java-example`` and ``cpp-example`` are those of examples/, with the arguments SOURCE TARGET.pdf. They need the files
+beside them, so the directory can be moved.
 
 - Java: default-jdk-headless, liblibreoffice-java (libreoffice.jar, which has all of UNO's classes), libunoloader-java.
 - C++: g++, libreoffice-dev (cppumaker, headers, the libuno_*.so to link with), ure (the libraries and the type
@@ -24,17 +25,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parent.parent / "examples"
 JAR = "/usr/share/java/libreoffice.jar"
 OFFICE = "/usr/lib/libreoffice"
 PROGRAM = f"{OFFICE}/program"
 SDK = f"{OFFICE}/sdk"
 
 JAVA_CLIENT = f"""#!/bin/sh
-exec java -cp "$(dirname "$0")/java:{JAR}" %s "$@"
+exec java -cp "$(dirname "$0")/%s:{JAR}" %s "$@"
 """
 CPP_CLIENT = f"""#!/bin/sh
 export URE_BOOTSTRAP=vnd.sun.star.pathname:{PROGRAM}/fundamentalrc
-exec "$(dirname "$0")/cpp/convert" "$@"
+exec "$(dirname "$0")/cpp/%s" "$@"
 """
 
 
@@ -52,14 +54,17 @@ def script(path: Path, text: str) -> None:
 def build_java(directory: Path) -> None:
     """Compile the Java clients."""
     sources = [str(HERE / "java" / f"{name}.java") for name in ("Convert", "Jobs")]
-    run("javac", "-Xlint:all", "-Werror", "-cp", JAR, "-d", str(directory / "java"), *sources)
-    script(directory / "java-client", JAVA_CLIENT % "Convert")
-    script(directory / "java-jobs", JAVA_CLIENT % "Jobs")
+    compiler = ("javac", "-Xlint:all", "-Werror", "-cp", JAR, "-d")
+    run(*compiler, str(directory / "java"), *sources)
+    run(*compiler, str(directory / "java-example.d"), str(EXAMPLES / "Convert.java"))
+    script(directory / "java-client", JAVA_CLIENT % ("java", "Convert"))
+    script(directory / "java-jobs", JAVA_CLIENT % ("java", "Jobs"))
+    script(directory / "java-example", JAVA_CLIENT % ("java-example.d", "Convert"))
 
 
 def build_cpp(directory: Path) -> None:
-    """Make the UNO headers, compile and link the C++ client."""
-    target = directory / "cpp" / "convert"
+    """Make the UNO headers, compile and link the C++ clients."""
+    sources = {"convert": HERE / "cpp" / "convert.cpp", "example": EXAMPLES / "convert.cpp"}
     with tempfile.TemporaryDirectory() as headers:
         run(f"{SDK}/bin/cppumaker", "-Gc", f"-O{headers}", f"{PROGRAM}/types.rdb", f"{PROGRAM}/types/offapi.rdb")
         defines = ["-DUNX", "-DGCC", "-DLINUX", "-DCPPU_ENV=gcc3"]
@@ -67,8 +72,10 @@ def build_cpp(directory: Path) -> None:
         libraries = [f"-L{SDK}/lib", "-luno_cppuhelpergcc3", "-luno_cppu", "-luno_salhelpergcc3", "-luno_sal"]
         paths = [f"-Wl,-rpath,{PROGRAM}", f"-Wl,-rpath-link,{PROGRAM}"]
         compiler = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *defines, *include]
-        run(*compiler, "-o", str(target), str(HERE / "cpp" / "convert.cpp"), *libraries, *paths)
-    script(directory / "cpp-client", CPP_CLIENT)
+        for name, source in sources.items():
+            run(*compiler, "-o", str(directory / "cpp" / name), str(source), *libraries, *paths)
+    script(directory / "cpp-client", CPP_CLIENT % "convert")
+    script(directory / "cpp-example", CPP_CLIENT % "example")
 
 
 BUILDERS: dict[str, Callable[[Path], None]] = {"java": build_java, "cpp": build_cpp}

@@ -119,7 +119,8 @@ def expected_pages(documents: Path) -> dict[str, int]:
 def built_clients() -> Path:
     """The built Java and C++ clients (tests/clients/build.py). Every machine has them in CLIENTS_INSIDE."""
     build = CLIENTS / "build.py"
-    sources = [build, *sorted((CLIENTS / "java").glob("*.java")), CLIENTS / "cpp" / "convert.cpp"]
+    code = [path for place in (CLIENTS / "java", CLIENTS / "cpp", SOURCE_TREE / "examples") for path in place.iterdir()]
+    sources = [build, *sorted(path for path in code if path.suffix in {".java", ".cpp"})]
     return made("clients", PYTHON, str(build), sources=sources)
 
 

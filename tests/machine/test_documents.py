@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from deadline import until
 from machine import SOURCE_TREE
 from places import CLIENTS_INSIDE, DOCUMENTS_INSIDE, PYTHON
-from service import Service
+from service import PATIENCE, Service
 
-EXAMPLE = SOURCE_TREE / "examples" / "convert.py"
+EXAMPLES = SOURCE_TREE / "examples"
+# The examples that take a document and the file for its PDF, and those that go on when they lose their office.
+CONVERT = {
+    "python": (PYTHON, f"{EXAMPLES}/convert.py"),
+    "java": (f"{CLIENTS_INSIDE}/java-example",),
+    "c++": (f"{CLIENTS_INSIDE}/cpp-example",),
+}
+RESILIENT = {"java": CONVERT["java"], "c++": CONVERT["c++"], "jobs": (PYTHON, f"{EXAMPLES}/jobs.py")}
 UNOCONV = "/usr/bin/unoconv"
 
 
@@ -43,12 +51,45 @@ def test_pyuno_converts_every_kind_by_stream(service: Service, expected_pages: d
     pages_of_all(service, expected_pages, "--stream")
 
 
-def test_the_example_converts_every_kind(service: Service, expected_pages: dict[str, int]) -> None:
+@pytest.mark.parametrize("language", CONVERT)
+def test_an_example_converts_every_kind(service: Service, expected_pages: dict[str, int], language: str) -> None:
     """It sends the bytes to a stream of the office's."""
     for name in sources(expected_pages):
-        target = f"/tmp/example-{name}.pdf"
-        service.machine.run(PYTHON, str(EXAMPLE), f"{DOCUMENTS_INSIDE}/{name}", target, check=True, timeout=120)
+        target = f"/tmp/example-{language}-{name}.pdf"
+        command = (*CONVERT[language], f"{DOCUMENTS_INSIDE}/{name}", target)
+        service.machine.run(*command, cwd="/tmp", check=True, timeout=120)
         assert service.pages(target) == expected_pages[name]
+
+
+def test_the_example_that_lives_long_converts_several_at_once(service: Service, expected_pages: dict[str, int]) -> None:
+    """More documents than workers, in one process: each session is ended on purpose."""
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    names = [f"jobs-{number}.odt" for number in range(8)]
+    for name in names:
+        service.machine.run("cp", f"{DOCUMENTS_INSIDE}/letter.odt", f"/tmp/{name}", check=True)
+    service.machine.run(*RESILIENT["jobs"], *names, cwd="/tmp", check=True, timeout=120)
+    for name in names:
+        assert service.pages(f"/tmp/{Path(name).stem}.pdf") == expected_pages["letter.odt"]
+    service.wait_total("sessions", 8)
+
+
+@pytest.mark.parametrize("example", RESILIENT)
+def test_an_example_goes_on_with_another_office(service: Service, expected_pages: dict[str, int], example: str) -> None:
+    """Its office is killed amid the work."""
+    service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
+    service.start()
+    source = f"/tmp/lost-{example}.odt"
+    service.machine.run("cp", f"{DOCUMENTS_INSIDE}/long.odt", source, check=True)
+    target = Path(source).with_suffix(".pdf")
+    arguments = [source] if example == "jobs" else [source, str(target)]
+    with service.machine.popen(*RESILIENT[example], *arguments, cwd="/tmp") as client:
+        until(lambda: "busy" in service.states(), PATIENCE, "a session")
+        busy = next(worker for worker in service.workers() if worker["state"] == "busy")
+        service.machine.run("kill", "-9", str(busy["pid"]), check=True)
+        out, errors = client.communicate(timeout=4 * PATIENCE)
+        assert client.returncode == 0, out + errors
+    assert service.pages(str(target)) == expected_pages["long.odt"]
+    service.wait_total("crashed", 1)
 
 
 def test_unoconv_converts_every_kind(service: Service, expected_pages: dict[str, int]) -> None:
