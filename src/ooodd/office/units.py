@@ -37,6 +37,8 @@ _LAST_PAUSE = 5.0
 _OWN_JOB_TIMEOUT = 2.0
 # waitid(2): the si_code of a process that has exited. Others are killed by a signal.
 _CLD_EXITED = 1
+# The exit status of a unit whose namespaces systemd can't set up, systemd.exec(5).
+_EXIT_NAMESPACE = 226
 
 # Why an office has ended if systemd has told its unit's state, but not how its process ended.
 _BY_HAND = {"active": "somebody restarted the unit", "deactivating": "somebody stopped the unit"}
@@ -56,6 +58,7 @@ _OFFICE_HINT = (
     "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE "
     "(systemctl edit ooodd-worker@ ooodd-profile)"
 )
+_NAMESPACE_HINT = "in a container, install the drop-in /usr/lib/ooodd/container.conf (see there)"
 
 
 class UnitSupervisor:
@@ -363,6 +366,8 @@ def _describe(service: dict[str, Any], otherwise: str) -> str:
     if code:
         if code == _CLD_EXITED and status == EX_OSFILE:
             return f"there is no office: {_OFFICE_HINT}"
+        if code == _CLD_EXITED and status == _EXIT_NAMESPACE:
+            return f"systemd can't set up the unit's namespaces (status 226/NAMESPACE): {_NAMESPACE_HINT}"
         how = f"exit status {status}" if code == _CLD_EXITED else f"killed by signal {status}"
         return f"{how} ({memory})" if memory else how
     return memory or (str(result) if result and result != "success" else otherwise)
