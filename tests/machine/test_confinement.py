@@ -26,7 +26,7 @@ def the_commands() -> str:
 
 @pytest.fixture
 def refused(fresh_service: Service, tmp_path: Path) -> Service:
-    """systemd is refused each mount of a /proc. For all units but the worker, the drop-in is there."""
+    """Refuse systemd each mount of a /proc. For all units but the worker, the drop-in is there."""
     service, machine = fresh_service, fresh_service.machine
     source, library = Path(__file__).with_name("refuse_mounts.c"), tmp_path / "refuse_mounts.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-o", library, source], check=True)

@@ -94,8 +94,7 @@ async def test_a_refusal_that_nobody_knows_has_no_remedy() -> None:
         ({"ExecMainCode": EXITED, "ExecMainStatus": 72, "Result": "exit-code"}, "there is no office: install libreof"),
         (
             {"ExecMainCode": EXITED, "ExecMainStatus": 226, "Result": "exit-code"},
-            "systemd can't set up the unit's namespaces (status 226/NAMESPACE): in a container, install the drop-in "
-            "/usr/lib/ooodd/container.conf",
+            "systemd can't set up the unit's namespaces (status 226/NAMESPACE): in a container, install the drop-in",
         ),
         ({"ExecMainCode": EXITED, "ExecMainStatus": 203, "Result": "exit-code"}, "exit status 203"),
         ({"ExecMainCode": KILLED, "ExecMainStatus": 11, "Result": "signal"}, "killed by signal 11"),
