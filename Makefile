@@ -67,7 +67,7 @@ tests-root: ## Make build/roots/SUITE, a Debian to test on: OOODD_TESTS_ROOT=bui
 
 .PHONY: soak
 soak: test-tools deb ## Run thousands of sessions with random faults, and account for each (SESSIONS=2000 SEED=1)
-	tests/soak/run --sessions $(SESSIONS) --seed $(SEED)
+	tests/soak/run --sessions $(SESSIONS) --seed $(SEED) $(SOAK_ARGS)
 
 .PHONY: fuzz
 fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guided by coverage (RUNS=1000000)

@@ -180,6 +180,8 @@ class Audit:
                 return "refused as it left"
             case "SESSION_END":
                 return self._why_session_ended(session, reported)
+            case "SESSION_RECLAIMED" if session["kind"] == "quiet":
+                return "it was quiet, and its office was needed"
         return ""
 
     def _why_session_ended(self, session: Session, end: Line) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 # The kinds of sessions, with their number in 1,000. Those in UNO_KINDS, one of ten, use pyuno, the others a socket.
 KINDS = {
-    "talk": 710,
+    "talk": 690,
+    "quiet": 20,  # says nothing for a while, between two of its calls
     "half-close": 50,  # sends its last bytes, closes its sending side, reads to the end
     "gone": 40,  # disconnects in the middle, as a killed client does
     "gone-during-call": 40,  # disconnects during a call
@@ -41,6 +42,9 @@ FAULTS = {
 }
 BURST = 60
 """The number of clients that come at once. The queue is shorter."""
+
+QUIET = 2.5
+"""How long a quiet client says nothing, in seconds. By default it may be ended after one."""
 
 DOCUMENTS = ("letter.odt", "letter.docx", "letter.rtf", "sheet.ods", "sheet.xlsx")
 
@@ -100,7 +104,7 @@ def _session(rng: random.Random, number: int, *, burst: bool) -> Session:
         kind="talk" if burst else kind,
         rounds=rng.randint(1, 4),
         pause_before=rng.randint(1, 8),
-        pause=rng.expovariate(1 / 0.02),
+        pause=QUIET if kind == "quiet" else rng.expovariate(1 / 0.02),
         document=rng.choice(DOCUMENTS),
         burst=burst,
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Soak: run thousands of sessions of real clients on a throwaway machine, inject faults, and audit the journal.
 
-    tests/soak/run [--sessions N] [--seed N]
+    tests/soak/run [--sessions N] [--seed N] [--defaults]
 
 `make soak` calls it. Each session is served, is refused, or ends by a fault. The sum must be right, and the journal
 must explain what each client saw. At the end the pool must be complete, no descriptor may be left over, and after a
 stop no office. If anything is unexplained, the exit status is 1 and a list says what. The records are in build/soak.
+
+Each office serves ten sessions or so, and no session is reclaimed. With --defaults, both are as the package has them.
 """
 
 from __future__ import annotations
@@ -39,8 +41,7 @@ CONFIGURATION = """\
 workers = {workers}
 min_workers = {least}
 spare_workers = 1
-max_uses = 10
-max_uses_jitter = 3
+{uses}
 start_timeout = "5s"
 probe_interval = "3s"
 probe_timeout = "3s"
@@ -50,12 +51,13 @@ max_clients = 30
 
 [session]
 grace = "2s"
-# Sessions that hang for a while must not go for that.
-reclaim_after = "infinity"
+{reclaim}
 
 [log]
 level = "detail"
 """
+REUSE = {"uses": "max_uses = 10\nmax_uses_jitter = 3", "reclaim": 'reclaim_after = "infinity"'}
+DEFAULTS = {"uses": "", "reclaim": ""}
 # The longest time for each session, and for everything else, in seconds.
 SESSION_LIMIT = 0.5
 REST_LIMIT = 300.0
@@ -69,8 +71,9 @@ def write(text: str = "") -> None:
 class Soak:
     """One run on one machine."""
 
-    def __init__(self, machine: Machine, sessions: int, seed: int) -> None:
+    def __init__(self, machine: Machine, sessions: int, seed: int, settings: dict[str, str]) -> None:
         self.machine = machine
+        self.settings = settings
         self.service = Service(machine)
         self.sessions = sessions
         self.seed = seed
@@ -81,8 +84,8 @@ class Soak:
         limits = "[Journal]\nRateLimitBurst=0\nRuntimeMaxUse=4G\nRuntimeMaxFileSize=1G\n"
         self.machine.put("/etc/systemd/journald.conf.d/soak.conf", limits)
         self.machine.run("systemctl", "restart", "systemd-journald.service", check=True)
-        self.machine.put(OTHER_CONFIGURATION, CONFIGURATION.format(workers=3, least=MIN_WORKERS))
-        self.service.configure(CONFIGURATION.format(workers=4, least=MIN_WORKERS))
+        self.machine.put(OTHER_CONFIGURATION, CONFIGURATION.format(workers=3, least=MIN_WORKERS, **self.settings))
+        self.service.configure(CONFIGURATION.format(workers=4, least=MIN_WORKERS, **self.settings))
         self.service.start()
         self.service.wait_idle()
 
@@ -214,7 +217,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Thousands of sessions with faults, and an audit.")
     parser.add_argument("--sessions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--defaults", action="store_true")
     arguments = parser.parse_args()
+    settings = DEFAULTS if arguments.defaults else REUSE
     if reason := missing():
         write(f"soak: can't boot a throwaway machine here: {reason}")
         return 1
@@ -226,7 +231,7 @@ def main() -> int:
         with Machine.boot(share={Path(directory): DOCUMENTS_INSIDE}) as machine:
             machine.install(*debs)
             write(f"{arguments.sessions} sessions, seed {arguments.seed}, on {describe_host(machine)}")
-            soak = Soak(machine, arguments.sessions, arguments.seed)
+            soak = Soak(machine, arguments.sessions, arguments.seed, settings)
             explained = soak.run()
     for complaint in soak.complaints:
         write(f"\nUNEXPLAINED: {complaint}")
