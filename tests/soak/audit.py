@@ -36,6 +36,8 @@ TOTALS = {
 }
 # Each of these lines is a complaint.
 FAILURES = frozenset({"INTERNAL_ERROR", "BROKER_FAILED", "SOCKET_FAILED", "ACCEPT_PAUSED"})
+# What became of a client without an office.
+LEFT = {"CLIENT_LOST": "lost with the broker: it had just been accepted", "CLIENT_LEFT": "left the queue"}
 # systemd's message about a killed broker has this text.
 KILLED = "code=killed"
 
@@ -172,10 +174,8 @@ class Audit:
         match reported.kind:
             case "SESSION_LOST":
                 return f"lost with the broker: {reported.text.split(': ')[-1]}"
-            case "CLIENT_LOST":
-                return "lost with the broker: it had just been accepted"
-            case "CLIENT_LEFT":
-                return "left the queue"
+            case "CLIENT_LOST" | "CLIENT_LEFT" as kind:
+                return LEFT[kind]
             case "CLIENT_REFUSED" if session["whose"] == "own":
                 return "refused as it left"
             case "SESSION_END":
