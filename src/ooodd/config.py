@@ -162,6 +162,7 @@ class SessionSection(BaseModel, extra="forbid"):
     timeout: SecondsOrNone = Field(default=None, ge=1.0, le=_YEAR)
     idle_timeout: SecondsOrNone = Field(default=None, ge=1.0, le=_YEAR)
     reclaim_after: SecondsOrNone = Field(default=1.0, ge=0.1, le=_YEAR)
+    first_call_timeout: SecondsOrNone = Field(default=5.0, ge=0.1, le=_YEAR)
     grace: Seconds = Field(default=10.0, ge=0.0, le=3600.0)
     drain_timeout: Seconds = Field(default=30.0, ge=0.0, le=86400.0)
 

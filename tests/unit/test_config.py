@@ -64,6 +64,7 @@ def test_an_empty_file_gives_all_defaults() -> None:
             "timeout": None,
             "idle_timeout": None,
             "reclaim_after": 1.0,
+            "first_call_timeout": 5.0,
             "grace": 10.0,
             "drain_timeout": 30.0,
         },
@@ -93,6 +94,7 @@ ALL_KEYS = """
     timeout = "1h"
     idle_timeout = "2h"
     reclaim_after = "500ms"
+    first_call_timeout = "infinity"
     grace = 0
     drain_timeout = "0s"
     [data_path]
@@ -122,6 +124,7 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
             "timeout": 3600.0,
             "idle_timeout": 7200.0,
             "reclaim_after": 0.5,
+            "first_call_timeout": None,
             "grace": 0.0,
             "drain_timeout": 0.0,
         },
@@ -141,13 +144,13 @@ def test_each_key_is_shown_with_one_json_type(text: str) -> None:
 
 
 DURATIONS = (
-    "reclaim_after",
+    *("reclaim_after", "first_call_timeout"),
     *("max_age", "start_timeout", "idle_timeout", "probe_interval", "probe_timeout"),
     *("timeout", "grace", "drain_timeout"),
 )
 UNLIMITED = (
     *("pool.max_age", "pool.max_memory", "pool.idle_timeout", "pool.probe_interval"),
-    *("session.timeout", "session.idle_timeout"),
+    *("session.timeout", "session.idle_timeout", "session.reclaim_after", "session.first_call_timeout"),
 )
 LIMITED = (
     *("pool.start_timeout", "pool.probe_timeout", "queue.timeout", "session.grace", "session.drain_timeout"),

@@ -323,7 +323,8 @@ class Session:
 
 def session_limits(config: Config) -> SessionLimits:
     """Return what the configuration says of a session."""
-    return SessionLimits(config.session.timeout, config.session.idle_timeout, config.session.grace)
+    session = config.session
+    return SessionLimits(session.timeout, session.idle_timeout, session.first_call_timeout, session.grace)
 
 
 def _suspect(ended: Ended) -> Verdict:

@@ -20,6 +20,9 @@ from ooodd.uno.process import ProcessReader
 
 # How long, in seconds, a client may take for the last bytes of an office that has ended.
 LINGER_LIMIT = 5.0
+# Before its first call a client and its office agree on the protocol, which takes milliseconds. If the office seems to
+# owe the client an answer, the client has so many times `first_call_timeout`: it may have asked for none.
+_OFFICE_OWES_FACTOR = 10
 
 
 class Forwarding:
@@ -40,6 +43,8 @@ class Forwarding:
         self._limits = limits
         self._began = time.monotonic() if began is None else began
         record = record or Record()
+        # Of a session that it goes on with, it does not know what has been called.
+        self._is_new = not any(record.memory)
         self._calls = record.calls()
         self._reader = ProcessReader()
         self._to_office = Direction(
@@ -157,6 +162,9 @@ class Forwarding:
             self._set_timer("timeout", left, self._exceed, "timeout", self._limits.timeout)
         if self._limits.idle_timeout is not None:
             self._set_timer("idle_timeout", self._limits.idle_timeout, self._check_idle, self._limits.idle_timeout)
+        if self._limits.first_call_timeout is not None and self._is_new:
+            limit = self._limits.first_call_timeout
+            self._set_timer("first_call", limit, self._check_first_call, limit)
 
     def _stop(self) -> None:
         self._to_office.stop()
@@ -169,6 +177,7 @@ class Forwarding:
         self._reader.feed(view)
         if self._reader.done:
             self._to_office.count_calls = self._calls.to_office
+            self._cancel_timer("first_call")
 
     def _last_moved(self) -> float:
         return max(self._to_office.moved, self._to_client.moved)
@@ -235,6 +244,14 @@ class Forwarding:
         else:
             self._exceed("idle_timeout", idle_timeout)
 
+    def _check_first_call(self, limit: float) -> None:
+        """End a session whose client has not come to its first call, though it was its turn."""
+        most = self._began + _OFFICE_OWES_FACTOR * limit
+        if self._calls.followed and not self._calls.client_owes and time.monotonic() < most:
+            self._set_timer("first_call", limit, self._check_first_call, limit)
+        else:
+            self._exceed("first_call_timeout", limit)
+
     def _exceed(self, limit: str, seconds: float) -> None:
         if self._first is None:
             self._first = Side.BROKER
@@ -250,9 +267,12 @@ class Forwarding:
 
     def _set_timer(self, name: str, delay: float, call: Callable[..., None], *arguments: object) -> None:
         """Call later, instead of what the timer of that name would have called."""
-        if name in self._timers:
-            self._timers[name].cancel()
+        self._cancel_timer(name)
         self._timers[name] = self._loop.call_later(delay, self._expire, call, arguments)
+
+    def _cancel_timer(self, name: str) -> None:
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
 
     def _expire(self, call: Callable[..., None], arguments: tuple[object, ...]) -> None:
         try:

@@ -21,6 +21,8 @@ class SessionLimits:
 
     timeout: float | None = None
     idle_timeout: float | None = None
+    # How long a client may owe the next bytes of its first call.
+    first_call_timeout: float | None = None
     # How long an office may send nothing after its client has closed its sending side, or has gone.
     grace: float = 10.0
 

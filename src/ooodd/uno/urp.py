@@ -104,6 +104,11 @@ class _Heads:
     def detach(self) -> None:
         self._memory, self._at = bytearray(self.SIZE), 0
 
+    @property
+    def amid_block(self) -> bool:
+        """Whether more bytes of a block have to come."""
+        return bool(self._rest or self._kept)
+
     def lose(self) -> None:
         """Give up: this direction can't be followed any more."""
         self.lost = True
@@ -186,6 +191,11 @@ class Calls:
     def under_way(self) -> bool:
         """Whether a request of the client may still wait for its reply: always, if the bytes could not be followed."""
         return self._count != 0 or not self.followed
+
+    @property
+    def client_owes(self) -> bool:
+        """Whether it is the client's turn: it has to end what it has begun, or no call is under way."""
+        return self._requests.amid_block or not self.under_way
 
     def to_office(self, view: memoryview) -> None:
         """Take note of bytes from the client, in their order."""
