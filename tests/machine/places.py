@@ -11,3 +11,5 @@ PYTHON = "/usr/bin/python3"
 
 DOCUMENTS_INSIDE = "/srv/documents"
 CLIENTS_INSIDE = "/srv/clients"
+SHARED_INSIDE = "/srv/shared"
+"""An empty directory that offices see. Tests put files there."""

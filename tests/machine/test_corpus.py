@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import made
+from fixtures import made
 from machine import SOURCE_TREE
 from places import CLIENTS, PYTHON
 from plain import APPLICATION, PLAIN_PORT, plain_office

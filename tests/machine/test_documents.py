@@ -135,7 +135,7 @@ def test_a_shared_directory_lets_clients_exchange_files_by_path(
     machine.run("groupadd", "--system", "exchange", check=True)
     machine.run("install", "-d", "-m", "2770", "-g", "exchange", "/srv/exchange", check=True)
     drop_in = "/etc/systemd/system/ooodd-worker@.service.d/exchange.conf"
-    machine.put(drop_in, "[Service]\nReadWritePaths=/srv/exchange\nSupplementaryGroups=exchange\n")
+    machine.put(drop_in, "[Service]\nBindPaths=/srv/exchange\nSupplementaryGroups=exchange\n")
     try:
         machine.run("systemctl", "daemon-reload", check=True)
         source = next(name for name in sources(expected_pages) if name.endswith(".docx"))

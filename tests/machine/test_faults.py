@@ -431,7 +431,9 @@ def test_an_office_that_never_serves_is_reported_to_waiting_clients(service: Ser
     machine.put(f"{OFFICE}/versionrc", machine.read("/usr/lib/libreoffice/program/versionrc"))
     machine.put(f"{OFFICE}/mode", mode)
     moment = machine.journal_moment()
-    with service.drop_in("ooodd-worker@.service", f"[Service]\nEnvironment=OOODD_OFFICE={OFFICE}\n"):
+    with service.drop_in(
+        "ooodd-worker@.service", f"[Service]\nBindReadOnlyPaths={OFFICE}\nEnvironment=OOODD_OFFICE={OFFICE}\n"
+    ):
         began = time.monotonic()
         error = client_error(service.client("convert.py", "--office"))
         print(f"refused after {time.monotonic() - began:.1f} s: {error}")

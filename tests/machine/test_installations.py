@@ -12,12 +12,11 @@ import pytest
 import extension
 from deadline import until
 from ooodd import messages
-from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
+from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON, SHARED_INSIDE
 from repack import repack
 from service import PATIENCE, Service, finish
 
 LETTER = f"{DOCUMENTS_INSIDE}/letter.odt"
-SHARED = "/srv/shared"
 SECURITY = "/org.openoffice.Office.Common/Security/Scripting"
 ITEMS = """<?xml version="1.0" encoding="UTF-8"?>
 <oor:items xmlns:oor="http://openoffice.org/2001/registry" xmlns:xs="http://www.w3.org/2001/XMLSchema">
@@ -54,9 +53,9 @@ def manager_environment(service: Service, **variables: str) -> Iterator[None]:
 
 def shared_text(service: Service, name: str, text: str) -> str:
     """Make a text file that offices can read."""
-    service.machine.run("mkdir", "-p", SHARED, check=True)
-    service.machine.put(f"{SHARED}/{name}", text)
-    return f"{SHARED}/{name}"
+    service.machine.run("mkdir", "-p", SHARED_INSIDE, check=True)
+    service.machine.put(f"{SHARED_INSIDE}/{name}", text)
+    return f"{SHARED_INSIDE}/{name}"
 
 
 # Extensions
@@ -197,6 +196,9 @@ def test_variables_for_all_services_disturb_nothing(service: Service) -> None:
 # Another office
 
 
+ANOTHER_OFFICE = "[Service]\nEnvironment=OOODD_OFFICE=/opt/office/program\nBindReadOnlyPaths=/opt/office\n"
+
+
 def test_an_office_in_opt_serves_with_the_extensions(with_extension: Service) -> None:
     """As the documentation says: one drop-in for the offices and one for the profile."""
     service, machine = with_extension, with_extension.machine
@@ -208,7 +210,7 @@ def test_an_office_in_opt_serves_with_the_extensions(with_extension: Service) ->
     for unit in ("ooodd-worker@", "ooodd-profile"):
         directory = f"/etc/systemd/system/{unit}.service.d"
         machine.run("mkdir", "-p", directory, check=True)
-        machine.put(f"{directory}/office.conf", "[Service]\nEnvironment=OOODD_OFFICE=/opt/office/program\n")
+        machine.put(f"{directory}/office.conf", ANOTHER_OFFICE)
     machine.run("systemctl", "daemon-reload", check=True)
     service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
     for _ in range(3):
@@ -249,7 +251,7 @@ def test_offices_that_run_as_the_applications_user_see_what_it_sees(fresh_servic
     links = machine.run("nsenter", f"--target={worker['pid']}", "--net", "--", "ip", "-json", "link").stdout
     assert [link["ifname"] for link in json.loads(links)] == ["lo"]
     offered = ask(
-        service, "call", "create(context, 'com.sun.star.ucb.SimpleFileAccess').isReadOnly('file:///etc/passwd')"
+        service, "call", "create(context, 'com.sun.star.ucb.SimpleFileAccess').isReadOnly('file:///usr/bin/env')"
     )
     assert offered is True
 
@@ -271,9 +273,9 @@ def test_a_client_that_fills_its_file_system_disturbs_nobody(service: Service) -
 
 def test_a_pdf_can_be_read(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
-    service.machine.run("mkdir", "-p", SHARED, check=True)
-    service.run_client("convert.py", LETTER, f"{SHARED}/letter.pdf")
-    assert "The quick brown fox" in ask(service, "load", f"{SHARED}/letter.pdf")
+    service.machine.run("mkdir", "-p", SHARED_INSIDE, check=True)
+    service.run_client("convert.py", LETTER, f"{SHARED_INSIDE}/letter.pdf")
+    assert "The quick brown fox" in ask(service, "load", f"{SHARED_INSIDE}/letter.pdf")
 
 
 def macro_document(service: Service, tmp_path: Path) -> str:
@@ -297,9 +299,9 @@ def macro_document(service: Service, tmp_path: Path) -> str:
 </office:document>
 """
     (tmp_path / "macro.fodt").write_text(text)
-    service.machine.run("mkdir", "-p", SHARED, check=True)
-    service.machine.copy_in(tmp_path / "macro.fodt", f"{SHARED}/macro.fodt")
-    return f"{SHARED}/macro.fodt"
+    service.machine.run("mkdir", "-p", SHARED_INSIDE, check=True)
+    service.machine.copy_in(tmp_path / "macro.fodt", f"{SHARED_INSIDE}/macro.fodt")
+    return f"{SHARED_INSIDE}/macro.fodt"
 
 
 def test_a_macro_runs_only_if_the_client_asks_for_it_and_never_hangs(service: Service, tmp_path: Path) -> None:
@@ -317,14 +319,14 @@ def test_a_linked_picture_is_in_the_result(service: Service, tmp_path: Path) -> 
     )
     (tmp_path / "dot.png").write_bytes(picture)
     (tmp_path / "linked.html").write_text('<html><body><p>text</p><img src="dot.png" width=90 height=90></body></html>')
-    service.machine.run("mkdir", "-p", SHARED, check=True)
+    service.machine.run("mkdir", "-p", SHARED_INSIDE, check=True)
     for name in ("dot.png", "linked.html"):
-        service.machine.copy_in(tmp_path / name, f"{SHARED}/{name}")
+        service.machine.copy_in(tmp_path / name, f"{SHARED_INSIDE}/{name}")
     service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
     expression = (
         f"[d.storeToURL('private:stream', properties(FilterName='writer_web_pdf_Export', OutputStream=o)) or "
         f"len(o.getWrittenBytes().value) for d, o in [(create(context, 'com.sun.star.frame.Desktop')."
-        f"loadComponentFromURL('file://{SHARED}/linked.html', '_blank', 0, properties(Hidden=True)), "
+        f"loadComponentFromURL('file://{SHARED_INSIDE}/linked.html', '_blank', 0, properties(Hidden=True)), "
         "create(context, 'com.sun.star.io.SequenceOutputStream'))]][0]"
     )
     assert ask(service, "call", expression) > 0

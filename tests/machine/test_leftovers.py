@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from ooodd import messages
-from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
+from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON, SHARED_INSIDE
 from service import PATIENCE, Service
 
 # How many clients are killed while they load: in the inner ring of tests, and in the outer one.
 ABANDONED = [8, pytest.param(int(os.environ.get("OOODD_TESTS_ABANDONED", "40")), marks=pytest.mark.long)]
-SHEET = "/srv/huge.fods"
+SHEET = f"{SHARED_INSIDE}/huge.fods"
 # How many rows of 20 cells: an office needs some seconds to load them.
 ROWS = 20_000
 HEAD = """<?xml version="1.0" encoding="UTF-8"?>

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from fixtures import ROOT
 from keeper import NAME, cgroup2_mount, name_prefix, sweep
 from machine import Machine
 

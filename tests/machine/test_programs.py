@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, made
+from fixtures import ROOT, made
 from machine import SOURCE_TREE
 from places import CLIENTS, DOCUMENTS_INSIDE, PYTHON
 from plain import APPLICATION, AS_APPLICATION, HOME, PLAIN_PORT, plain_office

@@ -56,7 +56,8 @@ def test_status_reads_well(service: Service) -> None:
     assert set(status) == {"workers", "queue", "totals", "start_error", "config"}
     (busy,) = (worker for worker in status["workers"] if worker["state"] == "busy")
     assert (busy["pid"], busy["uses"]) == (office["pid"], 1)
-    assert busy["memory"] > 1 << 20
+    counted = service.machine.has_controller("memory")
+    assert (busy["memory"] > 1 << 20) if counted else busy["memory"] is None
     assert busy["unit"] == f"ooodd-worker@{busy['id']}.service"
     assert status["queue"] == {"length": 0, "oldest_wait": 0}
     assert set(status["totals"]) == {"sessions", "refused", "recycled", "crashed", "hung", "dirty", "reclaimed"}
@@ -195,7 +196,9 @@ def test_another_office_is_a_drop_in(service: Service) -> None:
     """As with LibreOffice in /opt. Here it is Debian's, by another path."""
     service.configure("[pool]\nworkers = 1\n")
     service.machine.run("ln", "-sfn", "/usr/lib/libreoffice", "/opt/another-office", check=True)
-    service.machine.put(OFFICE_DROP_IN, "[Service]\nEnvironment=OOODD_OFFICE=/opt/another-office/program\n")
+    service.machine.put(
+        OFFICE_DROP_IN, "[Service]\nBindReadOnlyPaths=/opt\nEnvironment=OOODD_OFFICE=/opt/another-office/program\n"
+    )
     service.machine.run("systemctl", "daemon-reload", check=True)
     try:
         pid = service.serves()
@@ -210,17 +213,17 @@ def test_an_office_that_asks_to_be_started_again_is_started_again(service: Servi
     """The office exits with status 81 until a file exists."""
     machine = service.machine
     service.configure("[pool]\nworkers = 1\n")
-    script = '#!/bin/sh\n[ -e /srv/go ] || exit 81\nexec /usr/lib/libreoffice/program/soffice.bin "$@"\n'
+    script = '#!/bin/sh\n[ -e /opt/again/go ] || exit 81\nexec /usr/lib/libreoffice/program/soffice.bin "$@"\n'
     machine.put("/opt/again/soffice.bin", script, mode=0o755)
     machine.put("/opt/again/versionrc", machine.read("/usr/lib/libreoffice/program/versionrc"))
-    machine.put(OFFICE_DROP_IN, "[Service]\nEnvironment=OOODD_OFFICE=/opt/again\n")
+    machine.put(OFFICE_DROP_IN, "[Service]\nBindReadOnlyPaths=/opt/again\nEnvironment=OOODD_OFFICE=/opt/again\n")
     machine.run("systemctl", "daemon-reload", check=True)
     try:
         moment = machine.journal_moment()
         service.start()
         entry = machine.wait_journal("ooodd.service", "PRIORITY=3", after=moment)
         assert re.search(r"worker 1 can't be started: (exit status 81|ended at once)", entry["MESSAGE"])
-        machine.put("/srv/go", "")
+        machine.put("/opt/again/go", "")
         service.wait_idle()
         assert service.serves()
     finally:
@@ -269,7 +272,7 @@ def test_the_units_are_verified_and_tight(service: Service) -> None:
     )
     assert verified.returncode == 0, verified.stderr
     assert "ooodd" not in verified.stderr, verified.stderr
-    for unit, most in (("ooodd.service", 2.0), ("ooodd-worker@1.service", 1.5), ("ooodd-socket-failed.service", 3.0)):
+    for unit, most in (("ooodd.service", 0.5), ("ooodd-worker@1.service", 0.5), ("ooodd-socket-failed.service", 3.0)):
         shown = machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
         exposure = float(shown.split("Overall exposure level for")[1].split(":")[1].split()[0])
         assert exposure <= most, shown
@@ -298,7 +301,7 @@ def test_an_office_sees_no_neighbour_and_no_network(service: Service) -> None:
     first, second = service.wait_idle()
     enter = ["nsenter", f"--target={first['pid']}", "--mount", "--net", "--"]
     assert service.machine.run(*enter, "ls", "/run/ooodd-worker").stdout.split() == ["1", "home", "profiles"]
-    assert service.machine.run("stat", "-c", "%a %U", "/run/ooodd-worker/1").stdout.split() == ["750", "ooodd"]
+    assert service.machine.run("stat", "-c", "%a %U", "/run/ooodd-worker/1").stdout.split() == ["700", "ooodd"]
     assert service.machine.run(*enter, "ls", "/sys/class/net").returncode in (0, 2)
     links = service.machine.run(*enter, "ip", "-json", "link")
     if links.returncode == 0:

@@ -9,7 +9,7 @@ from ooodd import messages
 from places import CLIENTS, PYTHON
 from service import PATIENCE, Service
 
-LIBRARY = "/opt/slow-exit.so"
+LIBRARY = "/usr/lib/slow-exit.so"
 SECONDS = 2
 # The office's exit(3) or _exit(2) takes this long.
 SOURCE = f"""

@@ -28,7 +28,7 @@ import plan
 from audit import Audit, Report
 from machine import SOURCE_TREE, Machine, missing
 from places import DOCUMENTS_INSIDE, PYTHON
-from service import Service
+from service import Service, show_to_offices
 
 HERE = Path(__file__).resolve().parent
 RECORDS = SOURCE_TREE / "build" / "soak"
@@ -230,6 +230,7 @@ def main() -> int:
         Path(directory).chmod(0o755)  # each office runs as a user of its own
         with Machine.boot(share={Path(directory): DOCUMENTS_INSIDE}) as machine:
             machine.install(*debs)
+            show_to_offices(machine, DOCUMENTS_INSIDE)
             write(f"{arguments.sessions} sessions, seed {arguments.seed}, on {describe_host(machine)}")
             soak = Soak(machine, arguments.sessions, arguments.seed, settings)
             explained = soak.run()

@@ -21,6 +21,7 @@ MANAGER = DBusAddress("/org/freedesktop/systemd1", SYSTEMD, f"{SYSTEMD}.Manager"
 UNIT = "ooodd-worker@1.service"
 EXITED, KILLED = 1, 2
 SIGNATURES = {"MainPID": "u", "UID": "u", "Result": "s", "ExecMainCode": "i", "ExecMainStatus": "i"}
+SIGNATURES |= {"ControlGroup": "s", "ExecMainStartTimestamp": "t", "Environment": "as"}
 SIGNATURES |= {"ExecStartPre": "a(sasbttttuii)", "ActiveState": "s", "Job": "(uo)", "JobType": "s"}
 OWN_PATH = "/org/freedesktop/systemd1/unit/ooodd_2eservice"
 
@@ -39,6 +40,9 @@ class FakeManager:
         default_factory=lambda: {
             "MainPID": 4711,
             "UID": 61234,
+            "ControlGroup": "/ooodd.slice/worker",
+            "ExecMainStartTimestamp": 1_000_000,
+            "Environment": ["HOME=/nowhere", "OOODD_OFFICE=/opt/office"],
             "Result": "success",
             "ExecMainCode": 0,
             "ExecMainStatus": 0,

@@ -8,12 +8,13 @@ a link to one. So a connection is used only if its other end is the process that
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from ooodd.errors import NoDescriptorError, WorkerLostError
+from ooodd.office import cgroup
 from ooodd.systemd.peer import credentials
 
 # The name in --accept=pipe,name=...
@@ -23,7 +24,7 @@ PIPE_NAME = "uno"
 ORDERLY_STATUSES = {0, 255, 81}
 # The exit status (sysexits.h) of data/new-profile if there is no office.
 EX_OSFILE = 72
-# The start of a process is known to a hundredth of a second, by a clock that drifts against that of files. In seconds.
+# The clock of files lags behind, and an upgrade takes longer than this anyway. In seconds.
 _CLOCK_ERROR = 2.0
 
 
@@ -36,6 +37,11 @@ class Office:
     uid: int
     pipe_directory: Path
     pipe_name: str = PIPE_NAME
+    # The file that it runs, and when it started: seconds since 1970, or 0 if that is not known.
+    program: Path = field(default=Path(), compare=False)
+    started: float = field(default=0.0, compare=False)
+    # Its control group as systemd names it ("/ooodd.slice/..."), or an empty text: then it is a process of this user.
+    control_group: str = field(default="", compare=False)
 
     def connect(self) -> socket.socket:
         """Return a non-blocking connection to the office, which the caller closes.
@@ -77,18 +83,20 @@ class Office:
 
     def outdated(self) -> bool:
         """Whether the file of its program has been replaced or removed since it started."""
-        try:
-            process = psutil.Process(self.pid)
-            program, started = process.cmdline()[0], process.create_time()
-        except (psutil.Error, OSError, IndexError):  # it has ended, which others find out
+        if not self.started:
             return False
         try:
-            return Path(program).is_absolute() and Path(program).stat().st_ctime > started + _CLOCK_ERROR
+            return self.program.stat().st_ctime > self.started + _CLOCK_ERROR
         except OSError:
             return True
 
     def memory(self) -> int:
-        """Return the bytes of memory that the end of the office would free, without mapped files; 0 if it has ended."""
+        """Return the bytes of memory that the end of the office would free, without mapped files.
+
+        0 if it has ended, or if the machine does not count the memory of control groups.
+        """
+        if self.control_group:
+            return cgroup.memory(self.control_group)
         try:
             memory = psutil.Process(self.pid).memory_info()
         except (psutil.Error, OSError):

@@ -2,7 +2,8 @@
 """The directory of an office's pipe, /run/ooodd-worker/N.
 
 It is the only place of the machine that an office could fill. So it belongs to the broker, and the office may write to
-it, by its group, only until the pipe stands. Only then comes the first client.
+it, by its group, only until the pipe stands. Only then comes the first client. From then on nobody but the broker gets
+to the pipe: not the members of the group either.
 """
 
 import shutil
@@ -14,7 +15,7 @@ from ooodd.errors import StartError
 
 # RuntimeDirectory= of ooodd.service.
 PARENT = Path("/run/ooodd-worker")
-_WRITABLE, _READ_ONLY = 0o770, 0o750
+_WRITABLE, _GUARDED = 0o770, 0o700
 
 
 def of(number: int) -> Path:
@@ -40,9 +41,9 @@ def make(number: int) -> None:
 
 
 def guard(number: int) -> None:
-    """Let the office write no more, now that the pipe stands."""
+    """Let nobody else in, now that the pipe stands."""
     with suppress(OSError):  # of an office of version 0.2, it belongs to that office
-        of(number).chmod(_READ_ONLY)
+        of(number).chmod(_GUARDED)
 
 
 def remove(number: int) -> None:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ class ProcessSupervisor:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        office = Office(self.unit(number), process.pid, os.getuid(), _PIPE_DIRECTORY, name)
+        program = self._program / "soffice.bin"
+        office = Office(self.unit(number), process.pid, os.getuid(), _PIPE_DIRECTORY, name, program, time.time())
         watch = asyncio.create_task(self._watch(number, office, process), name=f"watch worker {number}")
         self._children[number] = _Child(office, process, directory, watch)
         return office

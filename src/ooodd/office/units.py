@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jeepney import DBusAddress, MatchRule
@@ -56,8 +57,10 @@ _REFUSALS = {
 }
 _OFFICE_HINT = (
     "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE "
-    "(systemctl edit ooodd-worker@ ooodd-profile)"
+    "(systemctl edit ooodd-worker@ ooodd-profile), and bind it if it is not below /usr (BindReadOnlyPaths=)"
 )
+# The variable of the worker's unit that names the directory of soffice.bin.
+_PROGRAM = "OOODD_OFFICE="
 _NAMESPACE_HINT = "in a container, install the drop-in /usr/lib/ooodd/container.conf (see there)"
 
 
@@ -232,8 +235,18 @@ class UnitSupervisor:
     async def _adopt(self, number: int) -> Office | None:
         """Return the office that the unit runs, and watch it from now on; None if it has ended."""
         unit, path = self.unit(number), unit_path(self.unit(number))
-        pid, uid = await asyncio.gather(self._get(path, "Service", "MainPID"), self._get(path, "Service", "UID"))
-        office = Office(unit, pid, uid, pipedirectory.of(number))
+        names = ("MainPID", "UID", "ControlGroup", "ExecMainStartTimestamp", "Environment")
+        pid, uid, group, started, environment = await asyncio.gather(*(self._get(path, "Service", n) for n in names))
+        program = next((Path(text.removeprefix(_PROGRAM)) for text in environment if text.startswith(_PROGRAM)), None)
+        office = Office(
+            unit,
+            pid,
+            uid,
+            pipedirectory.of(number),
+            program=(program or Path()) / "soffice.bin",
+            started=started / 1e6 if program else 0.0,
+            control_group=group,
+        )
         self._offices[path] = (number, office)
         # Signals that came before this line were ignored, so ask again.
         if pid and await self._get(path, "Service", "MainPID") == pid and path in self._offices:

@@ -3,18 +3,17 @@
 
 import contextlib
 import os
-import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from offices import an_office, listen, no_descriptor_left, other_process
 from ooodd.errors import NoDescriptorError, WorkerLostError
+from ooodd.office import cgroup
 
 
 @pytest.fixture
@@ -130,19 +129,31 @@ def test_an_office_that_is_gone_has_no_memory(directory: Path) -> None:
 
 
 def test_an_office_is_outdated_when_its_program_is_newer_or_gone(tmp_path: Path) -> None:
-    program = tmp_path / "sleep"
-    shutil.copy("/bin/sleep", program)
-    os.utime(program)
-    with subprocess.Popen([str(program), "60"]) as process:
-        office = an_office(tmp_path, process.pid)
-        while not psutil.Process(process.pid).cmdline():  # Popen returns a moment before that
-            pass
-        with pytest.MonkeyPatch.context() as patch:
-            assert not office.outdated()
-            patch.setattr("ooodd.office.office._CLOCK_ERROR", -3600.0)
-            assert office.outdated()
-            patch.undo()
-            program.unlink()
-            assert office.outdated()
-        process.kill()
-    assert not office.outdated(), "it has ended, which others find out"
+    program = tmp_path / "soffice.bin"
+    program.touch()
+    written = program.stat().st_ctime
+    older, younger = (replace(an_office(tmp_path), program=program, started=written + s) for s in (-3600, 3600))
+    assert older.outdated()
+    assert not younger.outdated()
+    program.unlink()
+    assert younger.outdated()
+    assert not an_office(tmp_path).outdated(), "nothing is known of its program"
+
+
+@pytest.mark.parametrize(
+    ("place", "counters"),
+    [
+        ("v2/ooodd.slice", "anon 1000\nfile 7\nshmem 200\n"),
+        ("v1/ooodd.slice", "cache 9\nrss 8\ntotal_cache 99\ntotal_rss 1000\ntotal_shmem 200\n"),
+    ],
+)
+def test_the_memory_of_a_unit_is_that_of_its_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, counters: str
+) -> None:
+    trees = tuple((str(tmp_path / tree), names) for tree, (_, names) in zip(("v2", "v1"), cgroup._TREES, strict=True))
+    monkeypatch.setattr(cgroup, "_TREES", trees)
+    office = replace(an_office(tmp_path), control_group="/ooodd.slice")
+    assert office.memory() == 0, "where nothing counts"
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "memory.stat").write_text(counters)
+    assert office.memory() == 1200

@@ -19,7 +19,7 @@ def test_an_office_may_write_only_until_its_pipe_stands() -> None:
     assert mode(pipedirectory.of(3)) == 0o770
     (pipedirectory.of(3) / "OSL_PIPE_1_uno").touch()
     pipedirectory.guard(3)
-    assert mode(pipedirectory.of(3)) == 0o750
+    assert mode(pipedirectory.of(3)) == 0o700
     pipedirectory.remove(3)
     assert not pipedirectory.of(3).exists()
 
