@@ -30,11 +30,11 @@ demo: test-tools deb ## Install the package on a throwaway machine and convert r
 
 .PHONY: test
 test: test-tools deb ## Run the tests of CI: one of each feature, at most 25 minutes on 2 cores
-	$(PYTEST) -m "not long" tests/unit tests/office tests/machine $(PYTEST_ARGS)
+	$(PYTEST) -m "not long" tests/unit tests/office tests/machine tests/attacks $(PYTEST_ARGS)
 
 .PHONY: test-long
 test-long: test-tools deb ## Run the long and repeated tests, which `make test` leaves out
-	$(PYTEST) -m long tests/unit tests/office tests/machine $(PYTEST_ARGS)
+	$(PYTEST) -m long tests/unit tests/office tests/machine tests/attacks $(PYTEST_ARGS)
 
 .PHONY: test-full
 test-full: test-tools deb ## Run tests on a Debian with all that people install (SUITE=bookworm|trixie)
@@ -56,6 +56,10 @@ test-office: test-tools ## Run the tests that need LibreOffice, but no systemd
 .PHONY: test-machine
 test-machine: test-tools deb ## Run the tests on a booted throwaway machine, with the package installed
 	$(PYTEST) tests/machine $(PYTEST_ARGS)
+
+.PHONY: test-attacks
+test-attacks: test-tools deb ## Run the tests that attack the pool and the machine, on a booted throwaway machine
+	$(PYTEST) tests/attacks $(PYTEST_ARGS)
 
 .PHONY: fresh
 fresh: ## Run README's `make TARGET` on a fresh Debian that has just booted (SUITE=bookworm|trixie TARGET=demo|test)

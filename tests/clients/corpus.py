@@ -37,10 +37,10 @@ EXPORTS = {
 }
 
 
-def convert(context: Any, way: str, document: Path, result: Path) -> None:
-    """Convert a document."""
+def convert(context: Any, way: str, document: Path, result: Path, **more: object) -> None:
+    """Convert a document, loaded with some more properties."""
     url = "private:stream"
-    options: dict[str, object] = {"Hidden": True}
+    options: dict[str, object] = {"Hidden": True, **more}
     if way == "path":
         url = document.as_uri()
     elif way == "client":
@@ -52,6 +52,8 @@ def convert(context: Any, way: str, document: Path, result: Path) -> None:
     loaded = create(context, "com.sun.star.frame.Desktop").loadComponentFromURL(url, "_blank", 0, properties(**options))
     if loaded is None:
         raise RuntimeError("it loads as None")
+    if more.get("UpdateDocMode") and hasattr(loaded, "updateLinks"):
+        loaded.updateLinks()
     name = next((EXPORTS[kind] for kind in EXPORTS if loaded.supportsService(kind)), "writer_pdf_Export")
     stream = create(context, "com.sun.star.io.SequenceOutputStream")
     loaded.storeToURL("private:stream", properties(FilterName=name, OutputStream=stream))
