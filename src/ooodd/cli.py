@@ -297,7 +297,7 @@ def _commands(broker: Broker, options: argparse.Namespace) -> dict[str, Callable
         return {"done": True}
 
     return {
-        "status": lambda: snapshot(broker.pool, driver.keeper, driver.clients, broker.config),
+        "status": lambda: snapshot(broker.pool, driver.keeper, driver.clients, broker.config, broker.warnings),
         "stop": partial(end, End.STOP),
         "drain": partial(end, End.DRAIN),
         "reload": reload,

@@ -23,6 +23,7 @@ import tomli
 from pydantic import BaseModel, Field, ValidationError
 
 from ooodd.errors import ConfigError
+from ooodd.hosts import network
 
 DEFAULT_PATH = Path("/etc/ooodd/ooodd.toml")
 
@@ -43,7 +44,7 @@ _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)\s*")
 
 # Keys that are reserved for a later version. Setting one is an error, because it would have no effect.
-_RESERVED = {"pool": {"preload"}, "access": {"allowed_hosts", "allowed_users"}}
+_RESERVED = {"pool": {"preload"}}
 
 
 def parse_duration(text: str) -> float:
@@ -106,6 +107,8 @@ BytesOrNone = Annotated[
     int | None, replace(_MEMORY, description=f'{_MEMORY.description} or "infinity"', unlimited=True)
 ]
 
+# What a list may hold, for errors.
+_EXAMPLES = {"allowed_hosts": "192.0.2.0/24", "allowed_users": "www-data", "allowed_groups": "office-clients"}
 # The jitter of a `max_uses` that is great enough.
 _DEFAULT_JITTER = 3
 _YEAR = 365 * 86400.0
@@ -153,6 +156,7 @@ class QueueSection(BaseModel, extra="forbid"):
 
     max_clients: int = Field(default=1000, ge=0, le=100_000)
     max_per_host: int | None = Field(default=None, ge=1, le=100_000)
+    max_per_user: int | None = Field(default=None, ge=1, le=100_000)
     timeout: Seconds = Field(default=600.0, ge=1.0, le=86400.0)
 
 
@@ -173,6 +177,14 @@ class DataPathSection(BaseModel, extra="forbid"):
     mode: Literal["forward"] = "forward"
 
 
+class AccessSection(BaseModel, extra="forbid"):
+    """`[access]`: who may connect. None means everybody."""
+
+    allowed_hosts: list[str] | None = None
+    allowed_users: list[str] | None = None
+    allowed_groups: list[str] | None = None
+
+
 class LogSection(BaseModel, extra="forbid"):
     """`[log]`: which messages go to the journal."""
 
@@ -186,6 +198,7 @@ class Config(BaseModel, extra="forbid"):
     queue: QueueSection = Field(default_factory=QueueSection)
     session: SessionSection = Field(default_factory=SessionSection)
     data_path: DataPathSection = Field(default_factory=DataPathSection)
+    access: AccessSection = Field(default_factory=AccessSection)
     log: LogSection = Field(default_factory=LogSection)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
@@ -277,6 +290,10 @@ def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], v
             yield f"{place}: {error}"
     elif int in (keys[key], *get_args(keys[key])) and type(value) is not int:
         yield f"{place}: must be a whole number without quotes, not {_toml(value)}"
+    elif list[str] in get_args(keys[key]) and not (
+        isinstance(value, list) and all(isinstance(each, str) for each in value)
+    ):
+        yield f'{place}: must be a list of texts, such as ["{_EXAMPLES.get(key, "")}"], not {_toml(value)}'
     elif get_origin(keys[key]) is Literal and value not in get_args(keys[key]):
         yield f"{place}: must be one of {', '.join(map(_toml, get_args(keys[key])))}, not {_toml(value)}"
 
@@ -302,6 +319,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     for key in ("min_workers", "spare_workers"):
         if (count := getattr(pool, key)) > pool.workers:
             yield f"pool.{key}: must be at most pool.workers ({pool.workers}), not {count}; lower it or raise workers"
+    for host in config.access.allowed_hosts or ():
+        try:
+            network(host)
+        except ValueError:
+            yield f'access.allowed_hosts: "{host}" is no address and no network, such as "192.0.2.0/24"'
 
 
 def _toml(value: object) -> str:

@@ -69,6 +69,11 @@ QUEUE_BEYOND_STORE = Message(
     Priority.WARNING,
     "[queue] max_clients = {max_clients}, but only the first {kept} waiting clients outlive a restart of ooodd",
 )
+LISTENER_EXPOSED = Message(
+    "0f6e3c1b8a7d4c52b1e09d4c7a52e6f3",
+    Priority.WARNING,
+    "other hosts can reach {listeners}, and everybody may use an office there: set [access] allowed_hosts",
+)
 BUS_LOST = Message(
     "9ceafdccb81f423d892d123564ea5a54",
     Priority.WARNING,

@@ -53,7 +53,7 @@ def test_status_reads_well(service: Service) -> None:
     table = service.machine.run("ooodd", "status", check=True).stdout
     assert re.search(rf"^\d +busy .* {office['pid']} .*127\.0\.0\.1:\d+$", table, re.MULTILINE), table
     status = service.status()
-    assert set(status) == {"workers", "queue", "totals", "start_error", "config"}
+    assert set(status) == {"workers", "queue", "totals", "start_error", "warnings", "config"}
     (busy,) = (worker for worker in status["workers"] if worker["state"] == "busy")
     assert (busy["pid"], busy["uses"]) == (office["pid"], 1)
     counted = service.machine.has_controller("memory")

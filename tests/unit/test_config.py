@@ -20,7 +20,7 @@ from ooodd.errors import ConfigError
 # The time of an example depends on the machine, so it is not limited.
 without_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-RESERVED = {"pool": ("preload",), "access": ("allowed_hosts", "allowed_users")}
+RESERVED = {"pool": ("preload",)}
 
 
 def refusal(text: str) -> str:
@@ -59,7 +59,7 @@ def test_an_empty_file_gives_all_defaults() -> None:
             "probe_interval": 60.0,
             "probe_timeout": 5.0,
         },
-        "queue": {"max_clients": 1000, "max_per_host": None, "timeout": 600.0},
+        "queue": {"max_clients": 1000, "max_per_host": None, "max_per_user": None, "timeout": 600.0},
         "session": {
             "timeout": None,
             "idle_timeout": None,
@@ -69,6 +69,7 @@ def test_an_empty_file_gives_all_defaults() -> None:
             "drain_timeout": 30.0,
         },
         "data_path": {"mode": "forward"},
+        "access": {"allowed_hosts": None, "allowed_users": None, "allowed_groups": None},
         "log": {"level": "info"},
     }
 
@@ -89,6 +90,7 @@ ALL_KEYS = """
     [queue]
     max_clients = 0
     max_per_host = 2
+    max_per_user = 3
     timeout = 7.5
     [session]
     timeout = "1h"
@@ -99,6 +101,10 @@ ALL_KEYS = """
     drain_timeout = "0s"
     [data_path]
     mode = "forward"
+    [access]
+    allowed_hosts = ["::1", "10.0.0.0/8"]
+    allowed_users = ["www-data"]
+    allowed_groups = []
     [log]
     level = "detail"
 """
@@ -119,7 +125,7 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
             "probe_interval": 86400.0,
             "probe_timeout": 0.1,
         },
-        "queue": {"max_clients": 0, "max_per_host": 2, "timeout": 7.5},
+        "queue": {"max_clients": 0, "max_per_host": 2, "max_per_user": 3, "timeout": 7.5},
         "session": {
             "timeout": 3600.0,
             "idle_timeout": 7200.0,
@@ -129,6 +135,7 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
             "drain_timeout": 0.0,
         },
         "data_path": {"mode": "forward"},
+        "access": {"allowed_hosts": ["::1", "10.0.0.0/8"], "allowed_users": ["www-data"], "allowed_groups": []},
         "log": {"level": "detail"},
     }
 
@@ -139,7 +146,8 @@ def test_each_key_is_shown_with_one_json_type(text: str) -> None:
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
     for section in shown.values():
         for key, value in section.items():
-            expected = float if key in DURATIONS else str if key in ("mode", "level") else int
+            texts = list if key.startswith("allowed_") else str if key in ("mode", "level") else int
+            expected = float if key in DURATIONS else texts
             assert value is None or type(value) is expected, key
 
 
@@ -280,7 +288,6 @@ def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
         ("[data_path]\nmode = {}", 'data_path.mode: must be one of "forward", not a table'),
         # Reserved for a later version.
         ('[data_path]\nmode = "handoff"', 'data_path.mode = "handoff": not supported yet; remove it'),
-        ("[access]", "access: not supported yet; remove it"),
         # Contradictions.
         (
             "[pool]\nmax_uses = 3\nmax_uses_jitter = 3",
@@ -307,6 +314,20 @@ def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
 )  # fmt: skip
 def test_an_error_is_one_line_of_key_and_reason(text: str, reason: str) -> None:
     assert refusal(text) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('hosts = "10.0.0.0/8"', 'must be a list of texts, such as ["192.0.2.0/24"], not "10.0.0.0/8"'),
+        ("users = [1000]", 'must be a list of texts, such as ["www-data"], not [1000]'),
+        ("groups = true", 'must be a list of texts, such as ["office-clients"], not true'),
+        ('hosts = ["10.0.0/8"]', '"10.0.0/8" is no address and no network, such as "192.0.2.0/24"'),
+        ('hosts = ["::1", "localhost"]', '"localhost" is no address and no network, such as "192.0.2.0/24"'),
+    ],
+)
+def test_who_may_connect_has_to_be_named(text: str, reason: str) -> None:
+    assert refusal(f"[access]\nallowed_{text}") == f"access.allowed_{text.split()[0]}: {reason}"
 
 
 @pytest.mark.parametrize("place", [(section, key) for section, keys in RESERVED.items() for key in keys])

@@ -20,6 +20,7 @@ from enum import StrEnum
 from functools import partial
 
 from ooodd import __version__, messages
+from ooodd.broker.access import exposed
 from ooodd.broker.adoption import Adoption
 from ooodd.broker.bound import Bound
 from ooodd.broker.client import Client, Phase
@@ -88,11 +89,18 @@ class Broker:
         self._refused = Bound(_MOST_REFUSED, self._report_refused)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._acceptor = Acceptor(journal, self._accept)
+        self._listeners: Sequence[socket.socket] = ()
         self._end: End | None = None
         # Whether a client whose task is cancelled is this broker's to end. Else it is the next one's.
         self._serving = False
         self._ends_unused = False
         self._news = asyncio.Event()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an administrator should know, for `ooodd status`."""
+        names = exposed(self._listeners, self.config)
+        return [messages.LISTENER_EXPOSED.text.format(listeners=", ".join(names))] if names else []
 
     def status_line(self) -> str:
         """Return the line that systemctl status shows."""
@@ -130,6 +138,7 @@ class Broker:
             self._hangups.open()
             self.driver.do(self.pool.open(time.monotonic()))
             self._acceptor.accept_from(sockets)
+            self._listeners = sockets
             names = ", ".join(map(listeners.name, sockets))
             workers = self.config.pool.workers
             self._journal.log(messages.BROKER_READY, version=__version__, listeners=names, workers=workers)
@@ -164,6 +173,8 @@ class Broker:
 
     def _warn(self) -> None:
         """Warn of what the configuration asks for and will not get."""
+        if names := exposed(self._listeners, self.config):
+            self._journal.log(messages.LISTENER_EXPOSED, listeners=", ".join(names))
         most = self.config.queue.max_clients
         if most > MOST_KEPT:
             self._journal.log(messages.QUEUE_BEYOND_STORE, max_clients=most, kept=MOST_KEPT)
@@ -318,6 +329,7 @@ def _limits(config: Config) -> Limits:
         probe_interval=pool.probe_interval,
         max_clients=queue.max_clients,
         max_per_host=queue.max_per_host,
+        max_per_user=queue.max_per_user,
         queue_timeout=queue.timeout,
         reclaim_after=config.session.reclaim_after,
         starts=os.cpu_count() or 1,

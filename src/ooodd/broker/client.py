@@ -16,7 +16,7 @@ from enum import StrEnum
 from ooodd.datapath.path import DataPath
 from ooodd.pool.actions import Lease
 from ooodd.systemd.fdstore import shut_down
-from ooodd.systemd.peer import Peer
+from ooodd.systemd.peer import Peer, credentials
 from ooodd.uno.urp import OPENING_SIZE
 
 
@@ -110,6 +110,8 @@ class Client:
     kept: list[str] = field(default_factory=list)
     # The user whose process is at the other end, as words, if that is known.
     user: str = ""
+    # Why it may not connect, if it may not.
+    objection: str = ""
 
     def enter(self, phase: Phase) -> None:
         """Go on to a phase. `IllegalPhase` if it can't follow, and then nothing changes."""
@@ -127,6 +129,13 @@ class Client:
         """Whether it is told why it gets no office, or will be in a moment."""
         decided = self.phase is Phase.QUEUED and isinstance(self.turn.decision, Refused)
         return decided or self.phase is Phase.REFUSED
+
+    @property
+    def pid(self) -> int | None:
+        """The process at the other end, if that is known: of a unix socket."""
+        with contextlib.suppress(OSError):
+            return credentials(self.connection).pid if self.connection.family == socket.AF_UNIX else None
+        return None
 
     @property
     def seconds(self) -> float:

@@ -13,6 +13,7 @@ from functools import partial
 
 from ooodd import messages
 from ooodd.broker import refusals
+from ooodd.broker.access import Access
 from ooodd.broker.client import Client, Refused
 from ooodd.broker.reclaimer import Reclaimer
 from ooodd.config import Config
@@ -55,6 +56,7 @@ class Driver:
         self.journal = journal
         self.store = store
         self.users = users
+        self.access = _access(config)
         self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
         self.clients: dict[int, Client] = {}
         self._reclaimer = Reclaimer(pool.reclaiming, self.keeper.is_clean, partial(self.do, ()))
@@ -71,6 +73,7 @@ class Driver:
     def configure(self, config: Config) -> None:
         """Use another configuration. The pool has its own event for that."""
         self.config = config
+        self.access = _access(config)
         self.keeper.start_timeout = config.pool.start_timeout
         self.keeper.probe_timeout = config.pool.probe_timeout
 
@@ -173,6 +176,8 @@ class Driver:
             host=client.peer.host,
             owner=client.user or client.peer.host,
             max_per_host=self.config.queue.max_per_host,
+            max_per_user=self.config.queue.max_per_user,
+            objection=client.objection,
             timeout=self.config.queue.timeout,
             start_error=self.pool.start_error,
         )
@@ -260,3 +265,8 @@ class Driver:
         paths = {client.session: client.path for client in holders if client.path is not None}
         looks = {session: Look(path.quiet_since, path.process) for session, path in paths.items()}
         self.do(self.pool.tick(time.monotonic(), looks))
+
+
+def _access(config: Config) -> Access:
+    access = config.access
+    return Access.of(access.allowed_hosts, access.allowed_users, access.allowed_groups)

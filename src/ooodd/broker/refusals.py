@@ -11,6 +11,11 @@ REFUSALS = {
     Reason.QUEUE_FULL: "ooodd: all {workers} workers are busy and {queued} clients wait already ([queue] max_clients)",
     Reason.HOST_FULL: "ooodd: all {workers} workers are busy and {max_per_host} clients of {host} wait already "
     "([queue] max_per_host)",
+    Reason.USER_FULL: "ooodd: all {workers} workers are busy and {max_per_user} clients of {owner} wait already "
+    "([queue] max_per_user)",
+    Reason.SHARE_FULL: "ooodd: all {workers} workers are busy and clients of {owner} take half of the queue "
+    "([queue] max_clients)",
+    Reason.NOT_ALLOWED: "ooodd: {objection}",
     Reason.WAITED_TOO_LONG: "ooodd: none of the {workers} workers became free within {timeout:g} s ([queue] timeout); "
     "try again later",
     Reason.WAITS_FOR_ITSELF: "ooodd: this client waits for itself: sessions of {owner} hold all {workers} workers, and "

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from ooodd import messages
+from ooodd.broker.access import who
 from ooodd.broker.bound import Bound
 from ooodd.broker.client import Client, Left, Phase, Refused, Tenure, Turn
 from ooodd.broker.driver import Driver
@@ -28,6 +29,7 @@ from ooodd.office.keeper import Verdict
 from ooodd.pool.actions import Action, Lease, Reason
 from ooodd.pool.pool import Place, State
 from ooodd.systemd.marks import Slot
+from ooodd.systemd.users import words
 from ooodd.uno.urp import OPENING_SIZE, is_opening
 
 # So many waiting clients are kept in the store. systemd compares each new one with all that are there.
@@ -123,11 +125,16 @@ class Session:
     # queue
 
     def _join(self) -> None:
-        """Join the pool's queue."""
+        """Join the pool's queue, if the client may connect at all."""
         client, now = self.client, time.monotonic()
-        client.user = self._driver.users.user(client.connection)
+        uid = self._driver.users.uid(client.connection)
+        client.user = words(uid)
         self._place = Place(now, client.peer.host, client.user)
-        self._enqueue(self._pool.join(client.session, *self._place))
+        if rule := self._driver.access.objection(client.peer.host, uid):
+            client.objection = f"{who(client.peer.host, uid, client.pid)} may not connect ({rule})"
+            self._enqueue(self._pool.turn_away(client.session, Reason.NOT_ALLOWED))
+        else:
+            self._enqueue(self._pool.join(client.session, *self._place))
 
     def _enqueue(self, actions: Iterable[Action]) -> None:
         """Be queued, as `actions` of the pool say. Most clients have their turn at once."""

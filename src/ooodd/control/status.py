@@ -2,7 +2,7 @@
 """One snapshot of a running broker. `ooodd status` prints it as JSON or as a table."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,7 +21,9 @@ class HasPeer(Protocol):
         """Who is at the other end of its connection."""
 
 
-def snapshot(pool: Pool, keeper: Keeper, clients: Mapping[int, HasPeer], config: Config) -> dict[str, Any]:
+def snapshot(
+    pool: Pool, keeper: Keeper, clients: Mapping[int, HasPeer], config: Config, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what `ooodd status --json` prints. Its keys are a fixed interface: add some, but rename none.
 
     `clients` has the connected clients by the number that the pool knows them by.
@@ -37,6 +39,7 @@ def snapshot(pool: Pool, keeper: Keeper, clients: Mapping[int, HasPeer], config:
         "totals": asdict(pool.totals),
         # Why no office can be started, empty if one runs.
         "start_error": pool.cannot_start,
+        "warnings": list(warnings),
         "config": config.as_dict(),
     }
 

@@ -23,6 +23,7 @@ def table(status: dict[str, Any]) -> str:
     ]
     if status.get("start_error"):  # an ooodd that is being upgraded may not have it yet
         lines.append(f"no office can be started: {status['start_error']}")
+    lines += [f"warning: {text}" for text in status.get("warnings", ())]
     return "\n".join(lines)
 
 

@@ -27,6 +27,9 @@ class Reason(StrEnum):
     # Of a client.
     QUEUE_FULL = "the queue is full"
     HOST_FULL = "the queue is full for clients of this host"
+    USER_FULL = "the queue is full for clients of this user"
+    SHARE_FULL = "half of the queue is taken by clients of this user or host"
+    NOT_ALLOWED = "not among those that may connect"
     WAITED_TOO_LONG = "waited longer than [queue] timeout"
     WAITS_FOR_ITSELF = "waits for itself: sessions of its own user hold all workers"
     NO_OFFICE = "no office can be started"

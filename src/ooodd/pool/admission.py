@@ -3,7 +3,7 @@
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -19,12 +19,13 @@ CHECK_INTERVAL = 5.0
 
 
 class Queue(Mapping[int, Place]):
-    """The clients that wait, by number, in the order in which they joined. The first is served next."""
+    """The clients that wait, by number, in the order in which they joined."""
 
     def __init__(self) -> None:
         """Begin empty."""
         self._places: dict[int, Place] = {}
         self._order: list[tuple[float, int]] = []
+        self._of_owner: dict[str, list[tuple[float, int]]] = {}
         self._hosts: Counter[str] = Counter()
 
     def __getitem__(self, client: int) -> Place:
@@ -39,10 +40,13 @@ class Queue(Mapping[int, Place]):
     def __contains__(self, client: object) -> bool:
         return client in self._places
 
-    @property
-    def first(self) -> int:
-        """The client that is served next. The queue must not be empty."""
-        return self._order[0][1]
+    def next(self, holders: Container[str]) -> int:
+        """Return the client that is served next: the first whose owner is no holder of a worker, or else the first.
+
+        The queue must not be empty.
+        """
+        heads = (order[0] for owner, order in self._of_owner.items() if owner not in holders)
+        return min(heads, default=self._order[0])[1]
 
     @property
     def oldest(self) -> float | None:
@@ -53,16 +57,25 @@ class Queue(Mapping[int, Place]):
         """Return how many clients of a host wait."""
         return self._hosts[host]
 
+    def of_owner(self, owner: str) -> int:
+        """Return how many clients of an owner wait."""
+        return len(self._of_owner.get(owner, ()))
+
     def add(self, client: int, place: Place) -> None:
         """Add a client at its place by the time of joining. Clients that joined at the same time go by number."""
         self._places[client] = place
         insort(self._order, (place.joined, client))
+        insort(self._of_owner.setdefault(place.owner, []), (place.joined, client))
         self._hosts[place.host] += 1
 
     def remove(self, client: int) -> Place:
         """Remove a client and return the place that it had."""
         place = self._places.pop(client)
-        del self._order[bisect_left(self._order, (place.joined, client))]
+        of_owner = self._of_owner[place.owner]
+        for order in (self._order, of_owner):
+            del order[bisect_left(order, (place.joined, client))]
+        if not of_owner:
+            del self._of_owner[place.owner]
         self._hosts[place.host] -= 1
         if not self._hosts[place.host]:
             del self._hosts[place.host]
@@ -80,14 +93,20 @@ class Admission:
     # When to look next for a client that waits for itself.
     _next_check: float = -inf
 
-    def reason_to_refuse(self, host: str) -> Reason | None:
-        """Return why a client of this host may not join, or None. Free or starting workers do not count as waiting."""
-        waiting, free = len(self.queue), self._free_workers()
-        if waiting >= self.limits.max_clients + free:
+    def reason_to_refuse(self, place: Place) -> Reason | None:
+        """Return why a client may not join, or None. Clients for which a worker is free, or starts, do not wait."""
+        limits, waiting, free = self.limits, len(self.queue), self._free_workers()
+        if waiting >= limits.max_clients + free:
             return Reason.QUEUE_FULL
-        most = self.limits.max_per_host
-        if most is not None and self.queue.of_host(host) >= most and waiting >= free:
+        if waiting < free:
+            return None
+        of_owner = self.queue.of_owner(place.owner)
+        if limits.max_per_host is not None and self.queue.of_host(place.host) >= limits.max_per_host:
             return Reason.HOST_FULL
+        if limits.max_per_user is not None and place.user and of_owner >= limits.max_per_user:
+            return Reason.USER_FULL
+        if of_owner - free >= max(1, limits.max_clients // 2):
+            return Reason.SHARE_FULL
         return None
 
     def refuse(self, client: int, reason: Reason) -> Refuse:

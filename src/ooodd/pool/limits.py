@@ -19,6 +19,7 @@ class Limits:
     probe_interval: float | None = None
     max_clients: int
     max_per_host: int | None = None
+    max_per_user: int | None = None
     queue_timeout: float
     # For how long a session has to be quiet before a client of the same owner may get its place; None for ever.
     reclaim_after: float | None = None

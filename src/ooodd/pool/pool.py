@@ -5,7 +5,9 @@ The pool is a pure state machine. It has no socket, no bus and no clock. The cal
 carries out the actions that the pool returns, in their order. Whatever the order of events:
 
 - A worker is leased to one client at a time, and only while it is idle.
-- Clients are served in the order in which they joined.
+- A client whose owner, a user or a host, has no worker is served before one whose owner has some. Among those, clients
+  are served in the order in which they joined.
+- No owner's clients take more than half of the queue.
 - Nobody waits while a worker is idle, nor while one more may be started.
 - A worker that was lost, that failed its inspection or that has had its uses is not leased before it has been stopped
   and started again.
@@ -156,9 +158,10 @@ class Pool:
             return [self._admission.refuse(client, Reason.CLOSING)]
         if self.start_error:
             return [self._admission.refuse(client, Reason.NO_OFFICE)]
-        if (reason := self._admission.reason_to_refuse(host)) is not None:
+        place = Place(now, host, user)
+        if (reason := self._admission.reason_to_refuse(place)) is not None:
             return [self._admission.refuse(client, reason)]
-        self.queue.add(client, Place(now, host, user))
+        self.queue.add(client, place)
         self.reclaiming.look_soon()
         return self._settle(now)
 
@@ -313,7 +316,7 @@ class Pool:
         workers.sort_out_old(now)
         actions: list[Action] = []
         while self.queue and (idle := workers.next_idle()) is not None:
-            client = self.queue.first
+            client = self.queue.next(workers.holders)
             actions.append(lifecycle.lease(idle, now, client, self.queue.remove(client)))
         needed = sizing.needed(now, failing=bool(self.start_error))
         actions += [lifecycle.stop(worker, now, Reason.NOT_NEEDED) for worker in sizing.unneeded(needed, now)]

@@ -6,6 +6,7 @@ something is due. So an event costs no more with 1,000 workers than with ten, bu
 """
 
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,6 +171,8 @@ class Workers(Mapping[int, Worker]):
         self._by_state: dict[State, list[int]] = {state: [] for state in State}
         self._leased: list[int] = []
         self._by_client: dict[int, Worker] = {}
+        # How many workers each owner has.
+        self.holders: Counter[str] = Counter()
         # Idle workers by when they were last used: those within max_age, and older ones (see `sort_out_old`).
         self.fresh = Schedule()
         self.old = Schedule()
@@ -279,6 +282,7 @@ class Workers(Mapping[int, Worker]):
         if worker.client is not None:
             insort(self._leased, worker.id)
             self._by_client[worker.client] = worker
+            self.holders[worker.place.owner] += 1
         if worker.state is State.IDLE:
             self.fresh.add(worker.id, worker.used)
             self.probes.add(worker.id, worker.probed)
@@ -291,6 +295,9 @@ class Workers(Mapping[int, Worker]):
         if worker.client is not None:
             _remove(self._leased, worker.id)
             del self._by_client[worker.client]
+            self.holders[worker.place.owner] -= 1
+            if not self.holders[worker.place.owner]:
+                del self.holders[worker.place.owner]
         for schedule in (self.fresh, self.old, self.probes, self.expiries, self.retries):
             schedule.discard(worker.id)
 

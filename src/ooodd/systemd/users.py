@@ -45,18 +45,21 @@ class Users:
         if netlink is not None:
             netlink.setblocking(False)  # noqa: FBT003
 
-    def user(self, connection: socket.socket) -> str:
-        """Return the user at the other end of an accepted connection, as words; empty if it is not known.
+    def uid(self, connection: socket.socket) -> int | None:
+        """Return the user at the other end of an accepted connection; None if it is not known.
 
         The client of another host has no user here, nor one that has closed its socket already.
         """
         try:
             if connection.family == socket.AF_UNIX:
-                return _words(credentials(connection).uid)
-            uid = self._ask(connection) if self._netlink is not None else None
+                return credentials(connection).uid
+            return self._ask(connection) if self._netlink is not None else None
         except (OSError, ValueError):  # it has disconnected; or an address that this can't read
-            return ""
-        return "" if uid is None else _words(uid)
+            return None
+
+    def user(self, connection: socket.socket) -> str:
+        """Return the user as words; empty if it is not known."""
+        return words(self.uid(connection))
 
     def close(self) -> None:
         """Close the netlink socket."""
@@ -95,8 +98,9 @@ def open_own() -> Users:
         return Users()
 
 
-def _words(uid: int) -> str:
-    return f"user {uid}"
+def words(uid: int | None) -> str:
+    """Return a user as words; empty if it is not known."""
+    return "" if uid is None else f"user {uid}"
 
 
 def _request(client: tuple[str, int], server: tuple[str, int]) -> bytes:

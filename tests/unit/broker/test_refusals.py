@@ -15,6 +15,8 @@ FIELDS = {
     "host": "192.0.2.1",
     "owner": "user 1000",
     "max_per_host": 9,
+    "max_per_user": 8,
+    "objection": "192.0.2.1 (user bob) may not connect ([access] allowed_users)",
     "timeout": 90.0,
     "start_error": "no office in {nowhere}: install one",
 }
@@ -30,7 +32,7 @@ def test_each_text_names_ooodd_the_problem_and_the_remedy(reason: Reason) -> Non
     text = refusals.text(reason, **FIELDS)
     assert text.startswith("ooodd: ")
     assert text.isprintable()
-    assert re.search(r"try again|\[(queue|pool)\]|LimitNOFILE=|install", text), "what is to be done?"
+    assert re.search(r"try again|\[(access|queue|pool)\]|LimitNOFILE=|install", text), "what is to be done?"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,9 @@ def test_each_text_names_ooodd_the_problem_and_the_remedy(reason: Reason) -> Non
     [
         (Reason.QUEUE_FULL, "all 7 workers are busy and 3 clients wait already"),
         (Reason.HOST_FULL, "9 clients of 192.0.2.1 wait already"),
+        (Reason.USER_FULL, "8 clients of user 1000 wait already"),
+        (Reason.SHARE_FULL, "clients of user 1000 take half of the queue"),
+        (Reason.NOT_ALLOWED, "ooodd: 192.0.2.1 (user bob) may not connect ([access] allowed_users)"),
         (Reason.WAITED_TOO_LONG, "none of the 7 workers became free within 90 s"),
         (Reason.WAITS_FOR_ITSELF, "sessions of user 1000 hold all 7 workers"),
         (Reason.NO_OFFICE, ": no office in {nowhere}: install one"),

@@ -62,7 +62,7 @@ def a_client(name: str) -> SimpleNamespace:
 def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
     config = parse("[pool]\nworkers = 1\n", "test")
     status = snapshot(a_pool(a_worker()), a_keeper(), {}, config)
-    assert set(status) == {"workers", "queue", "totals", "start_error", "config"}
+    assert set(status) == {"workers", "queue", "totals", "start_error", "warnings", "config"}
     assert status["start_error"] == "none works"
     assert [set(worker) for worker in status["workers"]] == [WORKER]
     assert set(status["queue"]) == {"length", "oldest_wait"}

@@ -17,7 +17,7 @@ def limits(workers: int = 2, **others: object) -> Limits:
         "spare_workers": 0,
         "max_uses": 10,
         "max_uses_jitter": 0,
-        "max_clients": 3,
+        "max_clients": 6,
         "queue_timeout": 100.0,
         "starts": workers,
     }

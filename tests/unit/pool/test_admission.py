@@ -12,7 +12,7 @@ def test_the_queue_is_in_the_order_of_joining_and_then_of_client_numbers() -> No
     for client, joined in ((3, 5.0), (9, -2.0), (2, 5.0), (1, 7.0)):
         queue.add(client, Place(joined, "a"))
     assert list(queue) == [9, 2, 3, 1]
-    assert (queue.first, queue.oldest, len(queue)) == (9, -2.0, 4)
+    assert (queue.next(()), queue.oldest, len(queue)) == (9, -2.0, 4)
     assert queue.remove(2) == Place(5.0, "a")
     assert 2 not in queue
     assert 3 in queue
@@ -21,7 +21,50 @@ def test_the_queue_is_in_the_order_of_joining_and_then_of_client_numbers() -> No
     assert Queue().oldest is None
 
 
-def test_clients_are_served_in_the_order_in_which_they_joined() -> None:
+def test_those_whose_owner_has_no_worker_come_first() -> None:
+    queue = Queue()
+    for client, host in ((1, "a"), (2, "a"), (3, "b"), (4, "c"), (5, "b")):
+        queue.add(client, Place(float(client), host))
+    assert queue.next({"a"}) == 3
+    assert queue.next({"a", "b"}) == 4
+    assert queue.next({"a", "b", "c"}) == queue.next(set()) == 1
+    queue.remove(3)
+    assert queue.next({"a", "c"}) == 5
+    queue.remove(5)
+    assert (queue.of_owner("a"), queue.of_owner("b")) == (2, 0)
+
+
+def test_a_user_with_many_clients_does_not_keep_another_one_waiting() -> None:
+    it = ready_pool(2, max_clients=20)
+    for client in range(1, 9):
+        it.join(client, 2.0, "a", "user 1")
+    it.join(9, 3.0, "a", "user 2")
+    worker = it.workers.of_client(2)
+    assert worker is not None
+    assert end_session(it, worker.id, 2, 4.0) == [Lease(worker.id, 9)]
+    assert end_session(it, worker.id, 9, 5.0) == [Lease(worker.id, 3)]
+
+
+def test_nobody_takes_more_than_half_of_the_queue() -> None:
+    it = ready_pool(1, max_clients=6)
+    it.join(1, 2.0, "a", "user 1")
+    for client in (2, 3, 4):
+        assert it.join(client, 2.0, "a", "user 1") == []
+    assert it.join(5, 2.0, "a", "user 1") == [Refuse(5, Reason.SHARE_FULL)]
+    assert it.join(6, 2.0, "a", "user 2") == []
+    assert it.join(7, 2.0, "b") == []
+
+
+def test_one_user_gets_a_share_of_the_queue_and_no_more() -> None:
+    it = ready_pool(1, max_clients=20, max_per_user=2)
+    for client in (1, 2, 3):
+        assert it.join(client, 2.0, "a", "user 1") in ([], [Lease(1, 1)])
+    assert it.join(4, 2.0, "a", "user 1") == [Refuse(4, Reason.USER_FULL)]
+    assert it.join(5, 2.0, "a", "user 2") == []
+    assert it.join(6, 2.0, "b") == it.join(7, 2.0, "b") == it.join(8, 2.0, "b") == [], "no user, no such limit"
+
+
+def test_clients_of_one_owner_are_served_in_the_order_in_which_they_joined() -> None:
     it = ready_pool(1)
     assert it.join(7, 2.0) == [Lease(1, 7)]
     assert it.join(9, 3.0) == []

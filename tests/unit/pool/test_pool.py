@@ -179,11 +179,11 @@ def test_the_workers_and_clients_of_an_earlier_broker_are_taken_over() -> None:
     it.rejoin(9, Place(0.0, "a"), 0.0)
     it.rejoin(10, Place(0.0, "b"), 0.0)
     assert it.open(0.0) == [], "with 5, which is one too many, there are as many as may be"
-    assert it.probed(2, 0.1) == [Lease(2, 9)]
+    assert it.probed(2, 0.1) == [Lease(2, 10)], "host a has two workers"
     assert end_session(it, 1, 7, 1.0, Reason.ADOPTED) == [Stop(1, Reason.ADOPTED), Start(3)]
-    assert end_session(it, 2, 9, 2.0) == [Stop(2, Reason.USED_UP)]
+    assert end_session(it, 2, 10, 2.0) == [Stop(2, Reason.USED_UP)]
     assert end_session(it, 5, 8, 2.0) == [Stop(5, Reason.NOT_NEEDED)]
-    assert it.ready(3, 3.0) == [Lease(3, 10)]
+    assert it.ready(3, 3.0) == [Lease(3, 9)]
 
 
 def test_clients_that_waited_over_a_restart_are_in_the_order_in_which_they_joined() -> None:
