@@ -63,7 +63,7 @@ JOURNAL_SINCE = pytest.StashKey[tuple[Machine, str]]()
 @pytest.fixture(autouse=True)
 def journal_in_report(request: pytest.FixtureRequest) -> None:
     """Note the time at which a test begins, for the journal in its report."""
-    for name in ("machine", "fresh_machine", "bare_machine"):
+    for name in ("machine", "fresh_machine", "bare_machine", "limited_machine"):
         if name in request.fixturenames:
             machine: Machine = request.getfixturevalue(name)
             request.node.stash[JOURNAL_SINCE] = (machine, machine.journal_moment())
@@ -131,9 +131,9 @@ def shared(documents: Path, built_clients: Path) -> dict[Path, str]:
     return {documents: DOCUMENTS_INSIDE, built_clients: CLIENTS_INSIDE}
 
 
-def boot_bare(shared: dict[Path, str]) -> Machine:
-    """Boot a machine without the package, even if the host has it."""
-    booted = Machine.boot(ROOT, share=shared)
+def boot_bare(shared: dict[Path, str], *, hybrid: bool = False) -> Machine:
+    """Boot a machine without the package, even if the host has it. In a hybrid one all limits hold."""
+    booted = Machine.boot(ROOT, share=shared, hybrid=hybrid)
     booted.run("dpkg", "--purge", "ooodd")
     booted.run("mkdir", "-p", SHARED_INSIDE, check=True)
     show_to_offices(booted, DOCUMENTS_INSIDE, SHARED_INSIDE)
@@ -145,6 +145,16 @@ def machine(deb: Path, shared: dict[Path, str]) -> Iterator[Machine]:
     """One machine for the whole run, with the package installed. A test must leave it as it found it."""
     with boot_bare(shared) as booted:
         booted.install(deb)
+        yield booted
+
+
+@pytest.fixture
+def limited_machine(deb: Path, shared: dict[Path, str]) -> Iterator[Machine]:
+    """A machine for one test, with the package installed, where MemoryMax=, TasksMax= and CPUWeight= hold."""
+    with boot_bare(shared, hybrid=True) as booted:
+        booted.install(deb)
+        for controller in ("memory", "pids", "cpu"):
+            assert booted.has_controller(controller), f"no controller for {controller} on this host"
         yield booted
 
 

@@ -14,6 +14,9 @@ All mounts are in the machine's own mount namespace and end with its last proces
 PDEATHSIG ends the processes, and the next keeper removes the two empty directories.
 
 Machines run side by side: each sees its control group as the root of the tree, and so none sees another's groups.
+
+With --hybrid a machine also has groups in the host's trees of cgroup version 1, and systemd uses both, its "hybrid"
+hierarchy. So limits hold on a host that has the controllers in version 1.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ NAME = "ooodd-machine-"
 TEARDOWN_TIMEOUT = 10.0
 """How long the kernel may take to end the killed processes, in seconds."""
 JOURNAL_LINES = 40
+
+V1_TREES = ("systemd", "memory", "pids", "cpu", "cpuacct")
+"""The trees of cgroup version 1 that a hybrid machine has groups in, by their directories beside that of cgroup2."""
 
 WITHOUT_CAPABILITIES = "-sys_module,-sys_rawio,-sys_time,-wake_alarm"
 """Capabilities that root in the machine does not get, because they reach the host's kernel (setpriv's notation)."""
@@ -69,11 +75,14 @@ def name_prefix() -> str:
 def sweep(cgroups: Path, directories: Path) -> None:
     """Remove what is left of machines whose keepers were killed. Machines of other pid namespaces are left alone."""
     prefix = name_prefix()
-    for path in (*cgroups.glob(f"{prefix}*"), *directories.glob(f"{prefix}*")):
+    v1 = [path for tree in V1_TREES for path in (cgroups.parent / tree).glob(f"{prefix}*")]
+    for path in (*cgroups.glob(f"{prefix}*"), *v1, *directories.glob(f"{prefix}*")):
         pid = path.name.removeprefix(prefix)
         if not re.fullmatch(r"[0-9]+", pid) or Path("/proc", pid).exists():
             continue
-        if path.parent == cgroups:
+        if path in v1:
+            remove_v1_group(path)
+        elif path.parent == cgroups:
             remove_cgroup(path)
         else:
             shutil.rmtree(path, ignore_errors=True)
@@ -92,6 +101,13 @@ def remove_cgroup(cgroup: Path) -> None:
         Path(directory).rmdir()
 
 
+def remove_v1_group(group: Path) -> None:
+    """Remove an empty group of cgroup version 1, with all groups below it. What is busy stays for the next `sweep`."""
+    for directory, _, _ in os.walk(group, topdown=False):
+        with suppress(OSError):
+            Path(directory).rmdir()
+
+
 def wait_unpopulated(cgroup: Path) -> bool:
     """Wait until no process is in the control group or below it. poll(2) reports each change of its events file."""
     deadline = time.monotonic() + TEARDOWN_TIMEOUT
@@ -108,16 +124,19 @@ def wait_unpopulated(cgroup: Path) -> bool:
 class Keeper:
     """One machine. ``close`` removes all that ``start`` has made; it must be called, and may be called at any time."""
 
-    def __init__(self, cgroups: Path, directories: Path = Path("/run")) -> None:
+    def __init__(self, cgroups: Path, directories: Path = Path("/run"), *, hybrid: bool = False) -> None:
         name = f"{name_prefix()}{os.getpid()}"
         self.cgroup = cgroups / name
+        self.v1_groups = [cgroups.parent / tree / name for tree in V1_TREES] if hybrid else []
         self.directory = directories / name
         self.machine: subprocess.Popen[bytes] | None = None
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def start(self, root: Path, shares: list[str]) -> None:
         """Start the boot script in new namespaces and in the machine's own control group."""
-        self.cgroup.mkdir()
+        groups = [self.cgroup, *self.v1_groups]
+        for group in groups:
+            group.mkdir()
         self.directory.mkdir(mode=0o700)
         (self.directory / "machine").mkdir()
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -126,8 +145,9 @@ class Keeper:
         enter = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
         # The machine's first process alone joins the control group ("0" is the writer), and then makes it the root of
         # its view. Any process that stayed there would keep systemd from passing controllers on to its units.
-        join = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec unshare --cgroup "$@"', str(self.cgroup)]
-        boot = [str(BOOT), str(root), str(self.directory), *shares]
+        procs = " ".join(f"{group}/cgroup.procs" for group in groups)
+        join = ["sh", "-c", 'for to in $0; do echo 0 >"$to" || exit; done; exec unshare --cgroup "$@"', procs]
+        boot = [str(BOOT), str(root), str(self.directory), "hybrid" if self.v1_groups else "unified", *shares]
         with (self.directory / "boot.log").open("wb") as log:
             command = [*limits, *enter, *join, *boot]
             self.machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -200,6 +220,8 @@ class Keeper:
                 self.machine.kill()
                 self.machine.wait()
         remove_cgroup(self.cgroup)
+        for group in self.v1_groups:
+            remove_v1_group(group)
         self.notify.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -250,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Keep one throwaway machine until standard input ends.")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--timeout", type=float, required=True, help="seconds until systemd must be ready")
+    parser.add_argument("--hybrid", action="store_true")
     parser.add_argument("--share", action="append", default=[], metavar="SOURCE:TARGET")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -259,7 +282,7 @@ def main() -> None:
         print(json.dumps({"error": "the host has no cgroup2 mounted"}), flush=True)
         return
     sweep(cgroups, Path("/run"))
-    keeper = Keeper(cgroups)
+    keeper = Keeper(cgroups, hybrid=arguments.hybrid)
     try:
         keep(keeper, arguments)
     finally:

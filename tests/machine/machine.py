@@ -14,7 +14,7 @@ A separate process (keeper.py) starts the machine, and removes it on ``close`` o
 
 Each machine has a control group of its own, which it sees as the root of the cgroup2 tree. Its controllers are those
 that the host offers there. On a host that has them in cgroup v1 there are none, and ``MemoryMax=`` limits nothing: see
-``has_controller``.
+``has_controller``, and ``hybrid`` of ``Machine.boot``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,12 @@ class Machine:
 
     @classmethod
     def boot(
-        cls, root: Path = Path("/"), *, share: Mapping[Path, str] | None = None, timeout: float = BOOT_TIMEOUT
+        cls,
+        root: Path = Path("/"),
+        *,
+        share: Mapping[Path, str] | None = None,
+        timeout: float = BOOT_TIMEOUT,
+        hybrid: bool = False,
     ) -> Self:
         """Boot a machine and return it when systemd is ready.
 
@@ -102,10 +107,12 @@ class Machine:
         :param share: directories of the host, each with its path in the machine, where it is read-only. The machine
             always has the source tree, under the same path.
         :param timeout: how long systemd may take to be ready, in seconds.
+        :param hybrid: also use the control groups of version 1, for a host that has the controllers there.
         :raises MachineError: it was not ready in time, ended, or a unit failed. Nothing is left then.
         """
         shares = {SOURCE_TREE: str(SOURCE_TREE), **(share or {})}
-        options = [f"--share={source.resolve()}:{target}" for source, target in shares.items()]
+        options = ["--hybrid"] if hybrid else []
+        options += [f"--share={source.resolve()}:{target}" for source, target in shares.items()]
         # In a session of its own, so that a Ctrl-C or a kill of the owner's process group does not reach the keeper.
         keeper = subprocess.Popen(
             [sys.executable, str(KEEPER), f"--root={root.resolve()}", f"--timeout={timeout}", *options],
@@ -144,7 +151,8 @@ class Machine:
 
     def has_controller(self, name: str) -> bool:
         """Return whether the machine has a cgroup controller ("memory", "pids"). Without it, limits do not hold."""
-        return name in (self.cgroup / "cgroup.controllers").read_text().split()
+        v1 = self.cgroup.parent.parent / name / self.cgroup.name
+        return v1.is_dir() or name in (self.cgroup / "cgroup.controllers").read_text().split()
 
     # Commands
 

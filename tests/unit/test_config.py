@@ -327,7 +327,7 @@ def test_an_error_is_one_line_of_key_and_reason(text: str, reason: str) -> None:
     ],
 )
 def test_who_may_connect_has_to_be_named(text: str, reason: str) -> None:
-    assert refusal(f"[access]\nallowed_{text}") == f"access.allowed_{text.split()[0]}: {reason}"
+    assert refusal(f"[access]\nallowed_{text}") == f"access.allowed_{text.split(maxsplit=1)[0]}: {reason}"
 
 
 @pytest.mark.parametrize("place", [(section, key) for section, keys in RESERVED.items() for key in keys])

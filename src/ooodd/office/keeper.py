@@ -306,6 +306,8 @@ async def inspect(office: Office, within: float) -> Verdict:
         return Verdict(Reason.DIRTY, f"what answers is no office any more: {error.message}")
     if not findings.clean:
         return Verdict(Reason.DIRTY, _left_open(findings))
+    if left := office.left_processes():
+        return Verdict(Reason.DIRTY, f"left running: {left} processes")
     return Verdict(memory=office.memory())
 
 

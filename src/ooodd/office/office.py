@@ -90,6 +90,10 @@ class Office:
         except OSError:
             return True
 
+    def left_processes(self) -> int:
+        """Return how many processes its client has left beside it; 0 if only systemd could tell."""
+        return max(0, cgroup.processes(self.control_group) - 1) if self.control_group else 0
+
     def memory(self) -> int:
         """Return the bytes of memory that the end of the office would free, without mapped files.
 

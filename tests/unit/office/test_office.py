@@ -140,6 +140,22 @@ def test_an_office_is_outdated_when_its_program_is_newer_or_gone(tmp_path: Path)
     assert not an_office(tmp_path).outdated(), "nothing is known of its program"
 
 
+@pytest.mark.parametrize("tree", [0, 1, 2])
+def test_a_client_may_have_left_processes_beside_the_office(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: int
+) -> None:
+    trees = [tmp_path / str(number) for number in range(3)]
+    monkeypatch.setattr(cgroup, "_PROCESS_TREES", [str(each) for each in trees])
+    office = replace(an_office(tmp_path), control_group="/ooodd.slice")
+    assert office.left_processes() == 0, "it has ended"
+    (trees[tree] / "ooodd.slice").mkdir(parents=True)
+    (trees[tree] / "ooodd.slice" / "cgroup.procs").write_text("17\n")
+    assert office.left_processes() == 0
+    (trees[tree] / "ooodd.slice" / "cgroup.procs").write_text("17\n18\n19\n")
+    assert office.left_processes() == 2
+    assert an_office(tmp_path).left_processes() == 0, "not a unit"
+
+
 @pytest.mark.parametrize(
     ("place", "counters"),
     [
