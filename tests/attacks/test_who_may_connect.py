@@ -41,6 +41,7 @@ def test_of_local_users_those_who_are_named(users: Service, rule: str) -> None:
 def test_of_hosts_those_who_are_named(users: Service) -> None:
     """By IPv4 on a socket for both protocols. The port is warned of as long as everybody may connect."""
     machine = users.machine
+    machine.run("ip", "address", "add", "192.0.2.1/32", "dev", "lo", check=True)
     users.stop()
     with users.drop_in("ooodd.socket", OPEN_PORT):
         users.configure("[pool]\nworkers = 2\n")
@@ -50,10 +51,10 @@ def test_of_hosts_those_who_are_named(users: Service) -> None:
         assert users.line(messages.LISTENER_EXPOSED, moment)["MESSAGE"] == warning
         assert users.status()["warnings"] == [warning]
         assert f"warning: {warning}" in machine.run("ooodd", "status", check=True).stdout
-        machine.put(CONFIGURATION, '[pool]\nworkers = 2\n[access]\nallowed_hosts = ["::1", "192.0.2.0/24"]\n')
+        machine.put(CONFIGURATION, '[pool]\nworkers = 2\n[access]\nallowed_hosts = ["192.0.2.0/24"]\n')
         machine.run("systemctl", "reload", "ooodd.service", check=True)
         assert users.status()["warnings"] == []
-        assert served(users, "alice", "::1").returncode == 0
+        assert served(users, "alice", "192.0.2.1").returncode == 0
         refused = served(users, "alice")
         assert refused.returncode == 1
         assert "may not connect ([access] allowed_hosts)" in refused.stdout
