@@ -303,9 +303,11 @@ class Session:
         if not self._pool.inspect(tenure.worker, client.session, time.monotonic()):
             return None
         worker = self._pool.workers[tenure.worker]
-        if ended.by is not Side.OFFICE and (ended.reclaimed or worker.uses >= worker.max_uses):
-            return Verdict()  # it is replaced in any case
         suspicion = _suspect(ended)
+        # Then it is replaced in any case; all that is asked is whether it hangs, if it may.
+        is_last = ended.by is not Side.OFFICE and (ended.reclaimed or worker.uses >= worker.max_uses)
+        if is_last and (ended.reclaimed or suspicion.fault is not Reason.DIRTY):
+            return Verdict()
         within = self._driver.config.pool.probe_timeout
         try:
             within = min(within, _DIAGNOSIS_LIMIT) if suspicion.fault else within
@@ -314,6 +316,8 @@ class Session:
             verdict = Verdict(Reason.CUT_OFF, error.message)
         if verdict.fault is Reason.HUNG and suspicion.fault:
             return Verdict(Reason.HUNG, f"{suspicion.detail or suspicion.fault}, {verdict.detail}")
+        if is_last:
+            return Verdict()
         return suspicion if suspicion.fault and not verdict.fault else verdict
 
     def _release(self, verdict: Verdict | None) -> None:

@@ -101,7 +101,9 @@ class Forwarding:
         A forwarding that goes on with a session knows only of the time since it was made.
         """
         moving = self._calls.under_way or self._to_office.pending or self._to_client.pending or self._done.done()
-        return None if moving or self._first is not None else self._last_moved()
+        # A client that has not come to its first call has another limit.
+        begins = "first_call" in self._timers
+        return None if moving or begins or self._first is not None else self._last_moved()
 
     @property
     def process(self) -> bytes:

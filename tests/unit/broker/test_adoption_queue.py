@@ -106,6 +106,7 @@ async def test_a_client_that_connects_while_no_broker_runs_is_served() -> None:
 
 async def test_a_client_that_waits_for_itself_is_told_so_by_the_next_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     config = '[pool]\nworkers=1\n[queue]\ntimeout=1\n[session]\nreclaim_after="infinity"'
+    config += '\nfirst_call_timeout="infinity"'
     async with machine(config) as it, it.client() as first, it.client() as second:
         await first.open()
         await second.send(OPENING)

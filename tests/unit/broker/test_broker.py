@@ -321,6 +321,26 @@ async def test_a_hung_office_after_its_last_use_is_simply_replaced() -> None:
         assert it.journal.count(messages.WORKER_HUNG) == 0
 
 
+async def test_an_office_that_hung_with_its_last_client_is_counted_as_hung() -> None:
+    async with world("[pool]\nworkers=1\nmax_uses=1", ["hang-after-session"]) as it:
+        async with it.client() as client:
+            await client.send(CALL)
+            await client.receive(len(GREETING + CALL))
+        hung = await it.journal.wait_for(messages.WORKER_HUNG)
+        assert str(hung["detail"]).startswith("its session ended amid a call, no answer within")
+        assert it.broker.pool.totals.hung == 1
+
+
+async def test_an_office_that_was_left_by_its_last_client_amid_a_call_is_simply_replaced() -> None:
+    async with world("[pool]\nworkers=1\nmax_uses=1") as it:
+        async with it.client() as client:
+            await client.send(CALL)
+            await client.receive(len(GREETING + CALL))
+        await until(lambda: it.supervisor.started == [1, 1])
+        totals = it.broker.pool.totals
+        assert (totals.dirty, totals.hung, totals.recycled) == (0, 0, 1)
+
+
 async def test_an_office_that_crashes_in_its_last_use_is_counted_as_crashed() -> None:
     async with world("[pool]\nworkers=1\nmax_uses=1") as it, it.client() as client:
         await client.open()

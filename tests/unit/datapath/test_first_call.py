@@ -46,6 +46,20 @@ async def test_after_its_first_call_a_client_may_be_silent() -> None:
         await it.cancel()
 
 
+async def test_before_its_first_call_no_session_is_quiet() -> None:
+    async with session(SessionLimits(first_call_timeout=3600), OPENING) as it:
+        await receive(it.office, len(OPENING))
+        await send(it.office, REPLY)
+        await receive(it.client, len(REPLY))
+        assert it.forwarding.quiet_since is None
+        await send(it.client, FIRST_CALL)
+        await receive(it.office, len(FIRST_CALL))
+        assert it.forwarding.quiet_since is None, "a call is under way"
+        await send(it.office, REPLY)
+        await receive(it.client, len(REPLY))
+        assert it.forwarding.quiet_since is not None
+
+
 async def test_a_session_that_is_gone_on_with_may_be_silent() -> None:
     async with session() as it:
         await send(it.client, OPENING)
