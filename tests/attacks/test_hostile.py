@@ -76,6 +76,12 @@ def converted(scene: Scene, port: int, way: str, secret: str) -> tuple[dict[str,
     return {each["document"]: each for each in found}, scene.machine.read(LOG)
 
 
+def version(scene: Scene) -> int:
+    """LibreOffice's, 7 or 25."""
+    shown = scene.machine.run("dpkg-query", "-W", "-f", "${Version}", "libreoffice-core", check=True).stdout
+    return int(shown.partition(":")[2].partition(".")[0])
+
+
 @pytest.mark.parametrize("way", ["office", "path"])
 @pytest.mark.parametrize("secret", SECRETS)
 def test_nothing_leaves_and_nothing_comes_in(scene: Scene, way: str, secret: str) -> None:
@@ -84,16 +90,17 @@ def test_nothing_leaves_and_nothing_comes_in(scene: Scene, way: str, secret: str
     bare, requests = converted(scene, BARE, way, secret)
     wanted = {"picture.png", "section.txt", "object.odt", *(["range.csv", "service"] if way == "office" else [])}
     assert {path for path in wanted if path in requests} == wanted, "on a bare office each of them asks the server"
-    assert {name for name, each in bare.items() if TEXT in each["text"]} >= {
-        "section of the machine",
-        "range of the machine",
-    }
+    assert TEXT in bare["section of the machine"]["text"]
+    if way == "office" and version(scene) < 25:  # else nobody has said that it may
+        assert TEXT in bare["range of the machine"]["text"]
     assert SIZE in bare["picture of the machine"]["pictures"]
 
     found, requests = converted(scene, POOL, way, secret)
     assert requests == ""
     assert set(found) == set(bare)
+    # What LibreOffice 25.2 does not count among untrusted links, in an office that sees the file: docs/security.md.
+    known = {"section of the machine"} if secret == SECRETS[1] and version(scene) >= 25 else set()
     for name, each in found.items():
-        assert TEXT not in each.get("text", ""), name
+        assert name in known or TEXT not in each.get("text", ""), name
         assert "the macro has run" not in each.get("text", ""), name
         assert SIZE not in each.get("pictures", []), name

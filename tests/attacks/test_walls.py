@@ -21,6 +21,8 @@ VISIBLE = (
     *("/etc/ld.so.cache", "/etc/libreoffice/", "/etc/locale.alias", "/etc/localtime", "/etc/ooodd/registry.d/"),
     *("/etc/papersize", "/etc/python3/", "/etc/timezone", "/usr/local/share/fonts/", "/var/cache/fontconfig/"),
     *("/var/lib/libreoffice/", "/var/spool/libreoffice/", "/run/ooodd-worker/", f"{DOCUMENTS_INSIDE}/"),
+    # What systemd 257 puts there, of what is in /usr anyway.
+    "/run/host/.os-release-stage/os-release",
 )
 ROOTS = ["/boot", "/etc", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/usr/local", "/var"]
 # Attacks of which nothing is allowed.
