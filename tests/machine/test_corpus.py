@@ -11,7 +11,7 @@ from fixtures import made
 from machine import SOURCE_TREE
 from places import CLIENTS, PYTHON
 from plain import APPLICATION, PLAIN_PORT, plain_office
-from service import Service
+from service import Service, show_to_offices
 
 pytestmark = pytest.mark.long
 
@@ -47,6 +47,7 @@ def test_a_document_becomes_what_it_becomes_on_a_plain_office(
 ) -> None:
     """Pages, text and pictures, or the error. Four at once, with default settings."""
     service = fresh_service
+    show_to_offices(service.machine, str(corpus[0].parent))
     service.machine.run("useradd", APPLICATION, check=True)
     with plain_office(service.machine):
         expected = converted(service, PLAIN_PORT, way, corpus, at_once=1)

@@ -283,7 +283,8 @@ def test_the_broker_may_do_nothing_but_its_work(service: Service) -> None:
     for unit, verb, allowed in (
         ("ooodd-worker@1.service", "stop", True),
         ("ooodd-worker@1.service", "start", True),
-        ("ooodd-worker@x.service", "start", False),
+        *((f"ooodd-worker@{number}.service", "start", False) for number in ("x", "0", "007", "1001", "999999", "1-1")),
+        ("ooodd-profile.service", "start", False),
         ("ooodd-worker@1.service.d", "start", False),
         ("dbus.service", "stop", False),
         ("ooodd.socket", "stop", False),

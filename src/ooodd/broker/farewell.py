@@ -7,6 +7,7 @@ import socket
 
 from ooodd.broker.client import Client
 from ooodd.errors import ProtocolError
+from ooodd.systemd.peer import read_to_end
 from ooodd.uno.refusal import Refusal
 
 # How long a client that has been refused may take to close by itself, in seconds; libraries take 0.1 ms.
@@ -29,12 +30,6 @@ async def refuse(client: Client, text: str) -> None:
         # bridge disposed during call" instead.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_LIMIT):
-                await _read_to_end(connection)
+                await read_to_end(connection)
         connection.shutdown(socket.SHUT_WR)
-        await _read_to_end(connection)
-
-
-async def _read_to_end(connection: socket.socket) -> None:
-    """Read and drop: a close with unread bytes would take back what was sent."""
-    while await asyncio.get_running_loop().sock_recv(connection, 4096):
-        pass
+        await read_to_end(connection)  # a close with unread bytes would take back what was sent

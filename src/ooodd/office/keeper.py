@@ -19,6 +19,7 @@ from ooodd.office.office import Office
 from ooodd.office.packages import Packages
 from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Reason
+from ooodd.systemd.peer import read_to_end
 from ooodd.uno.probe import Findings, Probe
 
 # The pipe appears when the office is ready, and there is no event for that: so try to connect. The pause between two
@@ -286,8 +287,7 @@ async def _converse(office: Office, connection: socket.socket) -> Findings:
             raise WorkerLostError(f"{office.unit} closed its pipe")
         await loop.sock_sendall(connection, probe.receive(data))
     connection.shutdown(socket.SHUT_WR)
-    while await loop.sock_recv(connection, 65536):
-        pass
+    await read_to_end(connection)
     return probe.findings
 
 

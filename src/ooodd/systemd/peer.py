@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The other end of a connection: its address and host, and of a unix socket the credentials."""
 
+import asyncio
 import socket
 import struct
 from ipaddress import AddressValueError, IPv6Address
 from typing import NamedTuple
 
+# How much is read at once, in bytes: some microseconds of the loop.
+_CHUNK = 65536
 # struct ucred
 _UCRED = struct.Struct("3i")
 
@@ -59,3 +62,13 @@ def _unmapped(host: str) -> str:
 def credentials(connection: socket.socket) -> Credentials:
     """Return the credentials of a connected unix socket's peer (SO_PEERCRED, unix(7))."""
     return Credentials(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+async def read_to_end(connection: socket.socket) -> None:
+    """Read and drop all that comes, until the end of file. The caller limits the time.
+
+    `sock_recv` waits only if nothing is there. So a peer that sends without a pause would have the loop for itself.
+    """
+    loop = asyncio.get_running_loop()
+    while await loop.sock_recv(connection, _CHUNK):  # noqa: ASYNC110 - it waits for nothing, and lets others run
+        await asyncio.sleep(0)
