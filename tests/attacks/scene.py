@@ -55,11 +55,11 @@ def bare_office(machine: Machine) -> Iterator[None]:
 class Scene:
     """A machine, and attacks on it."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, as_user: bool = False) -> None:
         self.machine = machine
         self.service = Service(machine)
         # Whether the offices run as the application's user.
-        self.as_user = False
+        self.as_user = as_user
 
     def attack(self, port: int, name: str, parameter: object = 0) -> Findings:
         """Make one attack, and return what it has found."""

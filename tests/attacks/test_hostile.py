@@ -45,9 +45,8 @@ def scene(request: pytest.FixtureRequest, deb: Path, shared: dict[Path, str]) ->
             machine.put(secret, f"{TEXT}\n")
             picture = str(Path(secret).with_suffix(".png"))
             machine.run("sh", "-c", f'{PYTHON} -c "$0" >{picture}', PICTURE, check=True)
-        it = Scene(machine)
-        if request.param != "default":
-            it.as_user = True
+        it = Scene(machine, as_user=request.param != "default")
+        if it.as_user:
             it.service.run_offices_as("app")
         it.service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
         with bare_office(machine), server(machine):

@@ -3,12 +3,13 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fixtures import boot_bare
-from places import DOCUMENTS_INSIDE
+from places import DOCUMENTS_INSIDE, PYTHON
 from scene import BARE, POOL, PRIVATE, SECRETS, Scene, allowed, bare_office, plant
 
 PEERS = [
@@ -29,32 +30,33 @@ ROOTS = ["/boot", "/etc", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/
 ATTACKS = ["devices", "ipc", "kernel", "keyring", "mounts", "namespaces", "networks", "privileges"]
 
 
-@pytest.fixture(scope="module")
-def scene(deb: Path, shared: dict[Path, str]) -> Iterator[Scene]:
-    """The pool by default."""
+@contextmanager
+def a_scene(deb: Path, shared: dict[Path, str], *, as_user: bool) -> Iterator[Scene]:
+    """The pool and a bare office, on a machine with things worth an attack."""
     with boot_bare(shared) as machine:
         machine.install(deb)
         plant(machine)
-        it = Scene(machine)
+        it = Scene(machine, as_user=as_user)
+        if as_user:
+            it.service.run_offices_as("app")
         it.service.configure("[pool]\nworkers = 2\nmin_workers = 2\nmax_uses = 1\n")
         it.service.start()
         with bare_office(machine):
             yield it
+
+
+@pytest.fixture(scope="module")
+def scene(deb: Path, shared: dict[Path, str]) -> Iterator[Scene]:
+    """The pool by default."""
+    with a_scene(deb, shared, as_user=False) as it:
+        yield it
 
 
 @pytest.fixture(scope="module")
 def shared_user(deb: Path, shared: dict[Path, str]) -> Iterator[Scene]:
     """The pool, with offices that run as the application's user."""
-    with boot_bare(shared) as machine:
-        machine.install(deb)
-        plant(machine)
-        it = Scene(machine)
-        it.as_user = True
-        it.service.run_offices_as("app")
-        it.service.configure("[pool]\nworkers = 2\nmin_workers = 2\nmax_uses = 1\n")
-        it.service.start()
-        with bare_office(machine):
-            yield it
+    with a_scene(deb, shared, as_user=True) as it:
+        yield it
 
 
 @pytest.fixture(params=["default", "application's user"])
@@ -146,3 +148,19 @@ def test_what_others_need_is_not_filled(scene: Scene) -> None:
 def test_no_program_of_its_own_runs(scene: Scene) -> None:
     assert allowed(scene.attack(BARE, "execute"))
     assert allowed(scene.attack(POOL, "execute")) == set()
+
+
+CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+def test_nobody_reaches_an_office_past_the_broker(scene: Scene) -> None:
+    """Not even a member of the broker's group."""
+    machine = scene.machine
+    machine.run("useradd", "--groups", "ooodd", "insider", check=True)
+    number = scene.service.wait_idle()[0]["id"]
+    pipe = machine.run("find", f"/run/ooodd-worker/{number}", "-type", "s", check=True).stdout.strip()
+    connect = (PYTHON, "-c", CONNECT, pipe)
+    assert "PermissionError" in machine.run(*connect, user="insider").stderr
+    machine.run("chmod", "750", f"/run/ooodd-worker/{number}", check=True)
+    assert machine.run(*connect, user="insider").returncode == 0, "with another mode"
+    machine.run("chmod", "700", f"/run/ooodd-worker/{number}", check=True)
