@@ -250,6 +250,17 @@ def test_brokers_are_followed_whatever_else_of_systemd_is_renewed(service: Servi
     assert_totals(service, sessions=6, recycled=service.totals()["recycled"])
 
 
+def test_a_session_that_goes_on_may_be_silent(service: Service) -> None:
+    """For longer than a client may take to its first call: it made that under the broker before."""
+    service.configure('[pool]\nworkers = 2\nmax_uses = 1\n[session]\nfirst_call_timeout = "100ms"\n')
+    silent, _ = service.holding_client()
+    service.machine.run("systemctl", "restart", "ooodd.service", check=True)
+    for _ in range(3):
+        assert service.serves()
+    assert finish(silent)[-1]["step"] == "still"
+    silent.release()
+
+
 def test_an_office_that_is_killed_with_its_broker_is_counted_once(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\nmin_workers = 2\n")
     other, office = service.holding_client()

@@ -10,7 +10,7 @@ journal.
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ooodd import messages
 from ooodd.broker.client import Client, Phase, Tenure, peek_opening
@@ -43,7 +43,8 @@ class Adoption:
         self._marks = store.marks
         self._users = users
         self._journal = journal
-        self._limits = limits
+        # Nobody knows what has been called in a session that goes on.
+        self._limits = replace(limits, first_call_timeout=None)
         self._now = time.monotonic()
         # Those with a session, and then those that are queued, in the order in which they joined.
         self.clients: list[Client] = []

@@ -43,8 +43,6 @@ class Forwarding:
         self._limits = limits
         self._began = time.monotonic() if began is None else began
         record = record or Record()
-        # Of a session that it goes on with, it does not know what has been called.
-        self._is_new = not any(record.memory)
         self._calls = record.calls()
         self._reader = ProcessReader()
         self._to_office = Direction(
@@ -164,7 +162,7 @@ class Forwarding:
             self._set_timer("timeout", left, self._exceed, "timeout", self._limits.timeout)
         if self._limits.idle_timeout is not None:
             self._set_timer("idle_timeout", self._limits.idle_timeout, self._check_idle, self._limits.idle_timeout)
-        if self._limits.first_call_timeout is not None and self._is_new:
+        if self._limits.first_call_timeout is not None:
             limit = self._limits.first_call_timeout
             self._set_timer("first_call", limit, self._check_first_call, limit)
 

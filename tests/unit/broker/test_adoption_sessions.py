@@ -56,6 +56,18 @@ async def test_every_byte_arrives_once_and_in_order_across_kills(seed: int) -> N
         assert sorted(heard) == sorted(everything)
 
 
+async def test_a_session_that_goes_on_may_be_silent() -> None:
+    """The first call may have been made. So the limit for it is no limit any more."""
+    async with machine(f'{ONE}\n[session]\ntimeout="1h"\nfirst_call_timeout="1h"') as it, it.client() as client:
+        await client.open()
+        await it.replace()
+        (after,) = (each.path for each in it.broker.driver.clients.values())
+        assert isinstance(after, Forwarding)
+        timers = after._timers
+        await until(lambda: "timeout" in timers)
+        assert "first_call" not in timers
+
+
 async def test_many_kills_in_a_row_lose_no_data() -> None:
     async with machine(TWO) as it, it.client() as client:
         assert await client.open() == HELLO

@@ -4,7 +4,6 @@
 import pytest
 
 from datapath.sessions import REPLY, receive, send, session
-from ooodd.datapath.forward import Forwarding
 from ooodd.datapath.path import SessionLimits, Side
 from ooodd.uno.wire import request
 
@@ -58,15 +57,3 @@ async def test_before_its_first_call_no_session_is_quiet() -> None:
         await send(it.office, REPLY)
         await receive(it.client, len(REPLY))
         assert it.forwarding.quiet_since is not None
-
-
-async def test_a_session_that_is_gone_on_with_may_be_silent() -> None:
-    async with session() as it:
-        await send(it.client, OPENING)
-        await receive(it.office, len(OPENING))
-        await it.cancel()
-        limits = SessionLimits(first_call_timeout=0.01)
-        forwarding = Forwarding(it.near_client, it.near_office, limits, it.record)
-        forwarding._start()
-        assert "first_call" not in forwarding._timers
-        forwarding._stop()
