@@ -97,8 +97,8 @@ def test_nothing_leaves_and_nothing_comes_in(scene: Scene, way: str, secret: str
     found, requests = converted(scene, POOL, way, secret)
     assert requests == ""
     assert set(found) == set(bare)
-    # What LibreOffice 25.2 does not count among untrusted links, in an office that sees the file: docs/security.md.
-    known = {"section of the machine"} if secret == SECRETS[1] and version(scene) >= 25 else set()
+    # What LibreOffice does not count among untrusted links, in an office that sees the file: docs/security.md.
+    known = {"section of the machine"} if scene.as_user and secret == SECRETS[1] else set()
     for name, each in found.items():
         assert name in known or TEXT not in each.get("text", ""), name
         assert "the macro has run" not in each.get("text", ""), name

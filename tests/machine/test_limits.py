@@ -177,7 +177,8 @@ def test_without_clients_everything_stops_and_the_next_client_starts_it(service:
     assert service.machine.run("systemctl", "is-active", "ooodd.socket").stdout.strip() == "active"
 
 
-def test_an_office_that_has_grown_is_replaced_after_its_client(service: Service) -> None:
+def test_an_office_that_has_grown_is_replaced_after_its_client(limited_machine: Machine) -> None:
+    service = Service(limited_machine)
     service.configure('[pool]\nworkers = 1\nmax_memory = "64M"\n[log]\nlevel = "detail"\n')
     office = service.serves()
     assert service.serves() == office, "an office that has not grown was replaced"
@@ -186,6 +187,7 @@ def test_an_office_that_has_grown_is_replaced_after_its_client(service: Service)
     service.wait_total("recycled", 1)
     assert "bigger than [pool] max_memory" in service.line(messages.WORKER_RECYCLED, moment)["MESSAGE"]
     assert service.serves() != office
+    assert all(worker["memory"] > 1 << 20 for worker in service.wait_idle())
 
 
 def test_an_old_office_is_replaced_but_not_during_a_session(service: Service) -> None:

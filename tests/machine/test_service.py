@@ -308,12 +308,3 @@ def test_an_office_sees_no_neighbour_and_no_network(service: Service) -> None:
     if links.returncode == 0:
         assert [link["ifname"] for link in json.loads(links.stdout)] == ["lo"]
     assert first["uid"] != second["uid"]
-
-
-def test_a_memory_limit_holds_where_the_machine_can(service: Service) -> None:
-    if not service.machine.has_controller("memory"):
-        pytest.skip("this machine's cgroup2 has no memory controller, so MemoryMax= limits nothing here")
-    service.start()
-    (worker, *_) = service.wait_idle()
-    limit = service.machine.run("systemctl", "show", "-P", "MemoryMax", worker["unit"]).stdout.strip()
-    assert limit == str(4 << 30)
