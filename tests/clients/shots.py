@@ -28,6 +28,8 @@ from client import add_address, connect, create, leave
 # By how much the next call is sooner or later, and how far each is scattered, in seconds.
 STEP = 0.001
 SCATTER = 0.005
+# How often a session is begun for a shot.
+TRIES = 20
 
 
 class Aim:
@@ -73,14 +75,19 @@ def shoot(number: int, aim: Aim, arguments: argparse.Namespace) -> None:
 
 
 def client(numbers: range, aim: Aim, arguments: argparse.Namespace) -> None:
-    """Have one session after the other, each in a process of its own."""
+    """Have one session after the other, each in a process of its own.
+
+    On a busy machine a session may end before its shot. Then the shot is made in another one.
+    """
     for number in numbers:
-        child = os.fork()
-        if not child:
-            random.seed(number)
-            shoot(number, aim, arguments)
-            leave(0)
-        os.waitpid(child, 0)
+        for _ in range(TRIES):
+            child = os.fork()
+            if not child:
+                random.seed(number)
+                shoot(number, aim, arguments)
+                leave(0)
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+                break
 
 
 def main() -> int:
