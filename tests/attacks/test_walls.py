@@ -22,6 +22,7 @@ VISIBLE = (
     *("/etc/ld.so.cache", "/etc/libreoffice/", "/etc/locale.alias", "/etc/localtime", "/etc/ooodd/registry.d/"),
     *("/etc/papersize", "/etc/python3/", "/etc/timezone", "/usr/local/share/fonts/", "/var/cache/fontconfig/"),
     *("/var/lib/libreoffice/", "/var/spool/libreoffice/", "/run/ooodd-worker/", f"{DOCUMENTS_INSIDE}/"),
+    *("/etc/java-", "/etc/ssl/certs/java/"),
     # What systemd 257 puts there, of what is in /usr anyway.
     "/run/host/.os-release-stage/os-release",
 )

@@ -259,6 +259,24 @@ def test_offices_that_run_as_the_applications_user_see_what_it_sees(fresh_servic
 # What an office does
 
 
+DIGEST = """class Digest {
+    public static void main(String[] arguments) throws Exception {
+        System.out.println(java.security.MessageDigest.getInstance("SHA-256").getAlgorithm());
+    }
+}
+"""
+
+
+def test_java_has_its_configuration(service: Service) -> None:
+    """It is below /etc, and without it Java can't even make a digest."""
+    service.configure("[pool]\nworkers = 1\n")
+    program = shared_text(service, "Digest.java", DIGEST)
+    service.start()
+    worker = service.wait_idle()[0]
+    command = ("nsenter", f"--target={worker['pid']}", "--mount", "--", "/usr/bin/java", program)
+    assert service.machine.run(*command, check=True, timeout=PATIENCE).stdout == "SHA-256\n"
+
+
 def test_a_client_that_fills_its_file_system_disturbs_nobody(service: Service) -> None:
     service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
     before = service.machine.run("df", "--output=iused", "/run").stdout.split()[-1]

@@ -57,7 +57,8 @@ _REFUSALS = {
 }
 _OFFICE_HINT = (
     "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE "
-    "(systemctl edit ooodd-worker@ ooodd-profile), and bind it if it is not below /usr (BindReadOnlyPaths=)"
+    "(systemctl edit ooodd-worker@ ooodd-profile), and bind it if it is not below /usr, or below /usr/local "
+    "(BindReadOnlyPaths=)"
 )
 # The variable of the worker's unit that names the directory of soffice.bin.
 _PROGRAM = "OOODD_OFFICE="
