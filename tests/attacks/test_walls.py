@@ -18,11 +18,11 @@ PEERS = [
 ]
 # What an office of the pool sees of these directories, by default.
 VISIBLE = (
-    *("/etc/alternatives/", "/etc/default/locale", "/etc/firebird/", "/etc/fonts/", "/etc/hsqldb.properties"),
-    *("/etc/ld.so.cache", "/etc/libreoffice/", "/etc/locale.alias", "/etc/localtime", "/etc/ooodd/registry.d/"),
-    *("/etc/papersize", "/etc/python3/", "/etc/timezone", "/usr/local/share/fonts/", "/var/cache/fontconfig/"),
+    *("/etc/alternatives/", "/etc/firebird/", "/etc/fonts/", "/etc/hsqldb.properties"),
+    *("/etc/ld.so.cache", "/etc/libreoffice/", "/etc/localtime", "/etc/ooodd/registry.d/"),
+    *("/etc/papersize", "/etc/timezone", "/usr/local/share/fonts/", "/var/cache/fontconfig/"),
     *("/var/lib/libreoffice/", "/var/spool/libreoffice/", "/run/ooodd-worker/", f"{DOCUMENTS_INSIDE}/"),
-    *("/etc/java-", "/etc/ssl/certs/java/"),
+    "/etc/java-",
     # What systemd 257 puts there, of what is in /usr anyway.
     "/run/host/.os-release-stage/os-release",
 )

@@ -16,6 +16,8 @@ OF_ONE_OFFICE = {
     "ReadOnlyPaths=+/tmp +/var/tmp",
     "TemporaryFileSystem=%t/ooodd-worker/home:mode=0777,size=512M,nr_inodes=16k,nosuid,nodev,noexec",
 }
+# What it has instead: it reads /proc/locks, so it has the whole of /proc.
+OF_THE_PROFILE = {"ProtectKernelTunables=yes"}
 DPKG = "-/var/lib/dpkg "
 
 
@@ -31,6 +33,9 @@ def test_the_profile_is_made_behind_the_same_walls_as_an_office() -> None:
     assert set(office) >= OF_ONE_OFFICE
     for line in OF_ONE_OFFICE:
         del office[line]
+    assert set(profile) >= OF_THE_PROFILE
+    for line in OF_THE_PROFILE:
+        del profile[line]
     assert Counter({line.replace(DPKG, ""): count for line, count in profile.items()}) == office
 
 
