@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uno  # isort: skip - this makes the next import possible
 from com.sun.star.beans import PropertyValue
-from com.sun.star.lang import DisposedException
+from com.sun.star.uno import RuntimeException
 
 ADDRESS = "socket,host=localhost,port=2002"
 AT_ONCE = 4
@@ -64,7 +64,7 @@ def job(name):
     try:
         with Session() as office:
             pdf = to_pdf(office, data)
-    except DisposedException:
+    except RuntimeException:  # DisposedException, or what pyuno makes of it amid a call
         with Session() as office:
             pdf = to_pdf(office, data)
     source.with_suffix(".pdf").write_bytes(pdf)
