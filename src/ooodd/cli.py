@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ooodd import __version__, config, messages
+from ooodd.broker.access import Access
 from ooodd.broker.broker import Broker, End
 from ooodd.broker.kept import read
 from ooodd.control.client import ask
@@ -348,9 +349,11 @@ def _outdate(options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     path = options.file
-    config.load(path)
+    access = config.load(path).access
     if path is None:
         check_site_settings()
+    for line in Access.of(None, access.allowed_users, access.allowed_groups).unknown():
+        print(f"ooodd: {path or config.DEFAULT_PATH}: {line}", file=sys.stderr)
     absent = path is None and not config.DEFAULT_PATH.exists()
     print(f"{path or config.DEFAULT_PATH}: {'absent, so all defaults' if absent else 'ok'}")
     return 0

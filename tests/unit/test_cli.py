@@ -70,6 +70,18 @@ def test_a_valid_file_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == (f"{path}: ok\n", "")
 
 
+def test_users_and_groups_that_do_not_exist_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ooodd.toml"
+    path.write_text('[access]\nallowed_users = ["rot", "root", "4711"]\nallowed_groups = ["wheal", "root", "4711"]\n')
+    assert main(["check-config", str(path)]) == 0
+    out, error = capsys.readouterr()
+    assert out == f"{path}: ok\n"
+    assert error.splitlines() == [
+        f'ooodd: {path}: access.allowed_users: this machine knows no user "rot"',
+        f'ooodd: {path}: access.allowed_groups: this machine knows no group "wheal"',
+    ]
+
+
 def test_a_missing_default_file_is_ok_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import grp
 import os
 import pwd
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -49,6 +49,14 @@ class Access:
         if uid is not None and (self._is_allowed_user(uid) or self._is_in_allowed_group(uid)):
             return ""
         return f"[access] allowed_{'groups' if self.users is None else 'users'}"
+
+    def unknown(self) -> list[str]:
+        """Return a line for each user and group that this machine does not know, maybe because a name is misspelt."""
+        users = [name for name in sorted(self.users or ()) if not (name.isdecimal() or _is_known(pwd.getpwnam, name))]
+        groups = [name for name in sorted(self.groups or ()) if not (name.isdecimal() or _is_known(grp.getgrnam, name))]
+        return [f'access.allowed_users: this machine knows no user "{name}"' for name in users] + [
+            f'access.allowed_groups: this machine knows no group "{name}"' for name in groups
+        ]
 
     def _is_allowed_host(self, host: str) -> bool:
         try:
@@ -95,6 +103,12 @@ def user_name(uid: int) -> str:
     with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
     return str(uid)
+
+
+def _is_known(look_up: Callable[[str], object], name: str) -> bool:
+    with suppress(KeyError):
+        return bool(look_up(name))
+    return False
 
 
 def _group_name(gid: int) -> str:
