@@ -7,6 +7,7 @@ ask.py load PATH [MODE]    load a document by its path, with this MacroExecution
 ask.py macro PATH          load a document, and dispatch its macro Standard.Module1.Main
 ask.py fill                write into the office's temporary directory until that fails: how much, how many files
 ask.py setting PATH NAME   a value of the office's configuration
+ask.py change PATH NAME VALUE   try to change a value of the configuration: what it is then
 ask.py locale              the office's language, and how it formats 1234.5 and a date
 ask.py call EXPRESSION     the value of a Python expression with `context`, `create` and `properties`
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,18 @@ def setting(context: Any, path: str, name: str) -> object:
     return access.getByName(name)
 
 
+def change(context: Any, path: str, name: str, value: str) -> object:
+    """Change a number or a truth value of the configuration, if the office allows it; return what it is then."""
+    provider = create(context, "com.sun.star.configuration.ConfigurationProvider")
+    access = provider.createInstanceWithArguments(
+        "com.sun.star.configuration.ConfigurationUpdateAccess", properties(nodepath=path)
+    )
+    with suppress(Exception):
+        access.replaceByName(name, json.loads(value))
+        access.commitChanges()
+    return setting(context, path, name)
+
+
 def locale(context: Any) -> object:
     """Return the language, and a number as a new spreadsheet shows it."""
     desktop = create(context, "com.sun.star.frame.Desktop")
@@ -123,7 +137,7 @@ def main() -> int:
     """Ask, and answer."""
     parser = argparse.ArgumentParser()
     add_address(parser)
-    parser.add_argument("what", choices=["service", "load", "macro", "fill", "setting", "locale", "call"])
+    parser.add_argument("what", choices=["service", "load", "macro", "fill", "setting", "change", "locale", "call"])
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
     try:

@@ -144,18 +144,71 @@ def test_a_setting_that_cannot_be_read_is_named_and_left_out(fresh_service: Serv
     assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 3
 
 
-def test_a_setting_of_the_site_in_libreoffices_registry_wins_over_ours(fresh_service: Service) -> None:
-    service = fresh_service
+def registry_file(service: Service) -> str:
+    """Where the site adds to LibreOffice's own registry."""
     registry = service.machine.run("readlink", "-f", "/usr/lib/libreoffice/share/registry").stdout.strip()
+    return f"{registry}/zz-site.xcd"
+
+
+def registry_setting(service: Service, package: str, nodes: list[str], setting: str) -> None:
+    """Add a setting to LibreOffice's own registry. A node with a + is a new member of a set."""
+    new = ' oor:op="replace"'
+    opening = [f'<node oor:name="{node.lstrip("+")}"{new if node[0] == "+" else ""}>' for node in nodes]
     data = (
         '<?xml version="1.0"?><oor:data xmlns:oor="http://openoffice.org/2001/registry" '
         'xmlns:xs="http://www.w3.org/2001/XMLSchema"><dependency file="main"/>'
-        '<oor:component-data oor:package="org.openoffice.Office" oor:name="Common"><node oor:name="Misc">'
-        '<prop oor:name="UseLocking"><value>true</value></prop></node></oor:component-data></oor:data>'
+        f'<oor:component-data oor:package="org.openoffice.Office" oor:name="{package}">'
+        f"{''.join(opening)}{setting}{'</node>' * len(nodes)}"
+        "</oor:component-data></oor:data>"
     )
-    service.machine.put(f"{registry}/zz-site.xcd", data)
+    service.machine.put(registry_file(service), data)
+
+
+def test_a_setting_of_the_site_in_libreoffices_registry_wins_over_ours(fresh_service: Service) -> None:
+    service = fresh_service
+    registry_setting(service, "Common", ["Misc"], '<prop oor:name="UseLocking"><value>true</value></prop>')
     service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
     assert ask(service, "setting", "/org.openoffice.Office.Common/Misc", "UseLocking") is True
+
+
+@pytest.mark.parametrize("finalized", ["false", "true"])
+def test_a_client_changes_its_own_office_and_nothing_that_the_site_has_finalized(
+    fresh_service: Service, finalized: str
+) -> None:
+    service = fresh_service
+    setting = f'<prop oor:name="MacroSecurityLevel" oor:finalized="{finalized}"><value>3</value></prop>'
+    registry_setting(service, "Common", ["Security", "Scripting"], setting)
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert ask(service, "change", SECURITY, "MacroSecurityLevel", "0") == (3 if finalized == "true" else 0)
+    assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 3, "the change has ended with its office"
+
+
+def test_an_office_that_does_not_know_a_setting_starts(fresh_service: Service) -> None:
+    service = fresh_service
+    items = [
+        ITEM.format(path=SECURITY, name="NotInvented", value="true"),
+        ITEM.format(path="/org.openoffice.Office.Common/NotInvented", name="Yet", value="true"),
+        ITEM.format(path="/org.openoffice.NotInvented/Yet", name="Yet", value="true"),
+        ITEM.format(path=SECURITY, name="MacroSecurityLevel", value="3"),
+    ]
+    service.machine.run("mkdir", "-p", "/etc/ooodd/registry.d", check=True)
+    service.machine.put("/etc/ooodd/registry.d/50-test.xcu", ITEMS.format(items="".join(items)))
+    assert service.machine.run("ooodd", "check-config").returncode == 0
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 3
+
+
+def test_no_office_looks_for_updates(fresh_service: Service) -> None:
+    service = fresh_service
+    job = "org.openoffice.Office.Jobs:Job"
+    enabled = '<prop oor:name="AutoCheckEnabled" oor:type="xs:boolean" oor:op="replace"><value>true</value></prop>'
+    nodes = ["Jobs", "+UpdateCheck", "Arguments"]
+    # Debian's office has no update check. This is what an office that has it brings with it, in its package.
+    service.machine.put("/var/lib/dpkg/info/onlineupdate.list", f"{registry_file(service)}\n")
+    registry_setting(service, "Jobs", nodes, enabled)
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
+    path = f"/org.openoffice.Office.Jobs/Jobs/{job}['UpdateCheck']/Arguments"
+    assert ask(service, "setting", path, "AutoCheckEnabled") is False
 
 
 # Locale and environment

@@ -30,11 +30,9 @@ _DEFAULTS = Path(__file__).parents[1] / "data" / "registrymodifications.xcu"
 _OOR = "http://openoffice.org/2001/registry"
 _ITEMS, _PATH, _NAME, _PACKAGE = f"{{{_OOR}}}items", f"{{{_OOR}}}path", f"{{{_OOR}}}name", f"{{{_OOR}}}package"
 _COMPONENT_DATA = f"{{{_OOR}}}component-data"
-_NAMESPACES = {
-    "oor": _OOR,
-    "xs": "http://www.w3.org/2001/XMLSchema",
-    "xsi": "http://www.w3.org/2001/XMLSchema-instance",
-}
+_NAMESPACES = {"oor": _OOR, "xsi": "http://www.w3.org/2001/XMLSchema-instance"}
+# Values have this prefix (oor:type="xs:boolean"), and ElementTree looks at names only.
+_OF_VALUES = {"xmlns:xs": "http://www.w3.org/2001/XMLSchema"}
 
 # "Start me again": how often an office may say so, and how long a start may take, in seconds.
 _START_AGAIN = 81
@@ -147,7 +145,7 @@ def settings(installation: Installation, site: Path = SITE_SETTINGS) -> bytes:
             continue
     for prefix, uri in _NAMESPACES.items():
         ET.register_namespace(prefix, uri)
-    root = Element(_ITEMS)
+    root = Element(_ITEMS, _OF_VALUES)
     root.extend(items)
     text: bytes = ET.tostring(root, "utf-8", xml_declaration=True)
     return text
@@ -213,7 +211,9 @@ def _items(path: Path) -> list[Element]:
 
 
 def _settings_of_item(item: Element) -> set[Setting]:
-    return {(item.get(_PATH, ""), prop.get(_NAME, "")) for prop in item.iter("prop")}
+    # A member of a set may have its type in a path: org.openoffice.Office.Jobs:Job['UpdateCheck'].
+    path = re.sub(r"[^/\[]*\['([^']*)'\]", r"\1", item.get(_PATH, ""))
+    return {(path, prop.get(_NAME, "")) for prop in item.iter("prop")}
 
 
 def _settings_of_registry(registry: Path) -> Iterator[Setting]:
@@ -243,12 +243,13 @@ def _settings_below(node: Element, path: str) -> Iterator[Setting]:
 
 def _packaged(registry: Path) -> set[str]:
     """Return the files of packages in a registry; none where there is no dpkg, or the office is not of a package."""
-    names = {f"{registry}/", f"{registry.resolve()}/"}
+    names = (f"{registry}/", f"{registry.resolve()}/")
     found = set()
-    for path in _DPKG_LISTS.glob("libreoffice*.list"):
-        for line in path.read_text("utf-8", "replace").splitlines():
-            if any(line.startswith(name) for name in names):
-                found.add(line)
+    # All packages: those of an office have many names (libreoffice-core, libobasis25.2-core, openoffice-core02).
+    for path in _DPKG_LISTS.glob("*.list"):
+        text = path.read_text("utf-8", "replace")
+        if any(name in text for name in names):
+            found |= {line for line in text.splitlines() if line.startswith(names)}
     return found
 
 

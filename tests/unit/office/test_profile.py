@@ -128,25 +128,30 @@ def test_a_file_that_cannot_be_used_is_left_out(program: Path, site: Path) -> No
     assert "second" in settings(Installation(program), site).decode()
 
 
+@pytest.mark.parametrize("package", ["libreoffice-common", "libobasis25.2-core", "openoffice-core02"])
 def test_what_the_site_has_in_the_registry_is_not_ours_to_set(
-    program: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     registry = program.parent / "share" / "registry"
     registry.mkdir()
     data = (
         '<oor:data xmlns:oor="http://openoffice.org/2001/registry"><oor:component-data oor:package='
         '"org.openoffice.Office" oor:name="Common"><node oor:name="Misc"><prop oor:name="UseLocking"/></node>'
-        "</oor:component-data></oor:data>"
+        '</oor:component-data><oor:component-data oor:package="org.openoffice.Office" oor:name="Jobs">'
+        '<node oor:name="Jobs"><node oor:name="UpdateCheck"><node oor:name="Arguments">'
+        '<prop oor:name="AutoCheckEnabled"/></node></node></node></oor:component-data></oor:data>'
     )
     lists = tmp_path / "info"
     lists.mkdir()
     monkeypatch.setattr(profile, "_DPKG_LISTS", lists)
-    (lists / "libreoffice-common.list").write_text(f"{registry}/main.xcd\n")
+    (lists / f"{package}.list").write_text(f"{registry}/main.xcd\n")
     (registry / "main.xcd").write_text(data)
     assert '"UseLocking"' in settings(Installation(program), site).decode(), "the package's own"
     (registry / "site.xcd").write_text(data)
     text = settings(Installation(program), site).decode()
+    assert 'xmlns:xs="http://www.w3.org/2001/XMLSchema"' in text, "for the types of values"
     assert '"UseLocking"' not in text
+    assert '"AutoCheckEnabled"' not in text
     assert '"UseDocumentOOoLockFile"' in text
 
 
