@@ -66,6 +66,28 @@ def test_processes_without_end(scene: Scene, user: str) -> None:
         assert allowed(scene.attack(BARE, "processes_without_end", 1000)) == {"processes"}
 
 
+def test_all_offices_together_have_a_bound(scene: Scene) -> None:
+    """ooodd.slice holds where each office alone would be allowed more: for memory, and for processes."""
+    machine, service = scene.machine, scene.service
+    bounds = "[Slice]\nMemoryMax=1G\nTasksMax=150\n"
+    loose = "[Service]\nMemoryMax=infinity\nTasksMax=infinity\nLimitNPROC=infinity\n"
+    with service.drop_in("ooodd-worker@.service", loose), service.drop_in("ooodd.slice", bounds):
+        service.configure("[pool]\nworkers = 1\n")
+        moment = machine.journal_moment()
+        done = machine.run(PYTHON, ATTACK, "memory", "2000", cwd="/tmp", timeout=4 * PATIENCE)
+        assert "Disposed" in done.stdout, done.stdout
+        assert re.search("out of memory|killed by signal 9", crash(scene, moment)["MESSAGE"])
+        found = scene.attack(POOL, "processes_without_end", 1000)
+        assert int(found["processes"].split(",")[0]) < 150, found
+        assert "EAGAIN" in found["processes"]
+        assert service.serves()
+    with service.drop_in("ooodd-worker@.service", loose):
+        service.configure("[pool]\nworkers = 1\n")
+        assert allowed(scene.attack(POOL, "memory", 2000)) == {"memory"}
+        assert allowed(scene.attack(POOL, "processes_without_end", 1000)) == {"processes"}
+    service.stop()
+
+
 def test_computing_without_end(scene: Scene) -> None:
     """Sixteen processes that compute. Another client's office has the same share of the CPUs as all of these."""
 
