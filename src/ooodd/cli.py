@@ -349,10 +349,10 @@ def _outdate(options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     path = options.file
-    access = config.load(path).access
+    access = Access.configured(config.load(path))
     if path is None:
         check_site_settings()
-    for line in Access.of(None, access.allowed_users, access.allowed_groups).unknown():
+    for line in access.unknown():
         print(f"ooodd: {path or config.DEFAULT_PATH}: {line}", file=sys.stderr)
     absent = path is None and not config.DEFAULT_PATH.exists()
     print(f"{path or config.DEFAULT_PATH}: {'absent, so all defaults' if absent else 'ok'}")

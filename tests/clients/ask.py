@@ -97,22 +97,22 @@ def uno_bytes(data: bytes) -> Any:
 
 def setting(context: Any, path: str, name: str) -> object:
     """Return a value of the configuration."""
-    provider = create(context, "com.sun.star.configuration.ConfigurationProvider")
-    arguments = properties(nodepath=path)
-    access = provider.createInstanceWithArguments("com.sun.star.configuration.ConfigurationAccess", arguments)
-    return access.getByName(name)
+    return configuration(context, "ConfigurationAccess", path).getByName(name)
 
 
 def change(context: Any, path: str, name: str, value: str) -> object:
     """Change a number or a truth value of the configuration, if the office allows it; return what it is then."""
-    provider = create(context, "com.sun.star.configuration.ConfigurationProvider")
-    access = provider.createInstanceWithArguments(
-        "com.sun.star.configuration.ConfigurationUpdateAccess", properties(nodepath=path)
-    )
+    access = configuration(context, "ConfigurationUpdateAccess", path)
     with suppress(Exception):
         access.replaceByName(name, json.loads(value))
         access.commitChanges()
     return setting(context, path, name)
+
+
+def configuration(context: Any, service: str, path: str) -> Any:
+    """A node of the configuration, by one of its services."""
+    provider = create(context, "com.sun.star.configuration.ConfigurationProvider")
+    return provider.createInstanceWithArguments(f"com.sun.star.configuration.{service}", properties(nodepath=path))
 
 
 def locale(context: Any) -> object:

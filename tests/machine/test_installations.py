@@ -115,10 +115,11 @@ def test_an_extension_that_is_added_while_ooodd_runs_works_for_later_clients(
 # Settings
 
 
-def site_setting(service: Service, name: str, value: str) -> None:
+def site_setting(service: Service, name: str, value: str, *others: str) -> None:
+    """Set it for macros, beside other items."""
     service.machine.run("mkdir", "-p", "/etc/ooodd/registry.d", check=True)
-    text = ITEMS.format(items=ITEM.format(path=SECURITY, name=name, value=value))
-    service.machine.put("/etc/ooodd/registry.d/50-test.xcu", text)
+    items = [*others, ITEM.format(path=SECURITY, name=name, value=value)]
+    service.machine.put("/etc/ooodd/registry.d/50-test.xcu", ITEMS.format(items="".join(items)))
 
 
 def test_a_setting_of_the_site_for_ooodd_is_in_every_profile(fresh_service: Service) -> None:
@@ -185,14 +186,12 @@ def test_a_client_changes_its_own_office_and_nothing_that_the_site_has_finalized
 
 def test_an_office_that_does_not_know_a_setting_starts(fresh_service: Service) -> None:
     service = fresh_service
-    items = [
+    unknown = [
         ITEM.format(path=SECURITY, name="NotInvented", value="true"),
         ITEM.format(path="/org.openoffice.Office.Common/NotInvented", name="Yet", value="true"),
         ITEM.format(path="/org.openoffice.NotInvented/Yet", name="Yet", value="true"),
-        ITEM.format(path=SECURITY, name="MacroSecurityLevel", value="3"),
     ]
-    service.machine.run("mkdir", "-p", "/etc/ooodd/registry.d", check=True)
-    service.machine.put("/etc/ooodd/registry.d/50-test.xcu", ITEMS.format(items="".join(items)))
+    site_setting(service, "MacroSecurityLevel", "3", *unknown)
     assert service.machine.run("ooodd", "check-config").returncode == 0
     service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
     assert ask(service, "setting", SECURITY, "MacroSecurityLevel") == 3
@@ -200,14 +199,13 @@ def test_an_office_that_does_not_know_a_setting_starts(fresh_service: Service) -
 
 def test_no_office_looks_for_updates(fresh_service: Service) -> None:
     service = fresh_service
-    job = "org.openoffice.Office.Jobs:Job"
     enabled = '<prop oor:name="AutoCheckEnabled" oor:type="xs:boolean" oor:op="replace"><value>true</value></prop>'
     nodes = ["Jobs", "+UpdateCheck", "Arguments"]
     # Debian's office has no update check. This is what an office that has it brings with it, in its package.
     service.machine.put("/var/lib/dpkg/info/onlineupdate.list", f"{registry_file(service)}\n")
     registry_setting(service, "Jobs", nodes, enabled)
     service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
-    path = f"/org.openoffice.Office.Jobs/Jobs/{job}['UpdateCheck']/Arguments"
+    path = "/org.openoffice.Office.Jobs/Jobs/org.openoffice.Office.Jobs:Job['UpdateCheck']/Arguments"
     assert ask(service, "setting", path, "AutoCheckEnabled") is False
 
 

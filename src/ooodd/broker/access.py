@@ -37,6 +37,11 @@ class Access:
             None if groups is None else frozenset(groups),
         )
 
+    @classmethod
+    def configured(cls, config: Config) -> "Access":
+        """Return those whom the configuration allows."""
+        return cls.of(config.access.allowed_hosts, config.access.allowed_users, config.access.allowed_groups)
+
     def objection(self, host: str, uid: int | None) -> str:
         """Return the key that keeps a client out; empty if it may connect.
 
@@ -52,10 +57,15 @@ class Access:
 
     def unknown(self) -> list[str]:
         """Return a line for each user and group that this machine does not know, maybe because a name is misspelt."""
-        users = [name for name in sorted(self.users or ()) if not (name.isdecimal() or _is_known(pwd.getpwnam, name))]
-        groups = [name for name in sorted(self.groups or ()) if not (name.isdecimal() or _is_known(grp.getgrnam, name))]
-        return [f'access.allowed_users: this machine knows no user "{name}"' for name in users] + [
-            f'access.allowed_groups: this machine knows no group "{name}"' for name in groups
+        asked: list[tuple[str, frozenset[str] | None, Callable[[str], object]]] = [
+            ("user", self.users, pwd.getpwnam),
+            ("group", self.groups, grp.getgrnam),
+        ]
+        return [
+            f'access.allowed_{kind}s: this machine knows no {kind} "{name}"'
+            for kind, names, look_up in asked
+            for name in sorted(names or ())
+            if not (name.isdecimal() or _is_known(look_up, name))
         ]
 
     def _is_allowed_host(self, host: str) -> bool:

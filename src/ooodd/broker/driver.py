@@ -56,7 +56,7 @@ class Driver:
         self.journal = journal
         self.store = store
         self.users = users
-        self.access = _access(config)
+        self.access = Access.configured(config)
         self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
         self.clients: dict[int, Client] = {}
         self._reclaimer = Reclaimer(pool.reclaiming, self.keeper.is_clean, partial(self.do, ()))
@@ -73,7 +73,7 @@ class Driver:
     def configure(self, config: Config) -> None:
         """Use another configuration. The pool has its own event for that."""
         self.config = config
-        self.access = _access(config)
+        self.access = Access.configured(config)
         self.keeper.start_timeout = config.pool.start_timeout
         self.keeper.probe_timeout = config.pool.probe_timeout
 
@@ -265,8 +265,3 @@ class Driver:
         paths = {client.session: client.path for client in holders if client.path is not None}
         looks = {session: Look(path.quiet_since, path.process) for session, path in paths.items()}
         self.do(self.pool.tick(time.monotonic(), looks))
-
-
-def _access(config: Config) -> Access:
-    access = config.access
-    return Access.of(access.allowed_hosts, access.allowed_users, access.allowed_groups)
