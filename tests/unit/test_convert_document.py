@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ooodd.convert.document import whole_file
+from ooodd.convert.document import in_words, whole_file
 
 PATIENCE = 30.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
@@ -64,3 +64,21 @@ def test_the_umask_is_left_as_it_was(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "new.pdf").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "words"),
+    [
+        ("DisposedException", "", "the office ended amid the conversion; journalctl -u ooodd tells why"),
+        ("RuntimeException", "Binary URP bridge disposed during call", "the office ended amid the conversion; journal"),
+        ("RuntimeException", "illegal object given! at cppu/...", "the office ended amid the conversion; journal"),
+        ("NoConnectException", "Connector : couldn't connect", "nobody listens there; is ooodd.socket active?"),
+        ("RuntimeException", "ooodd: the pool is being\nstopped", "the pool is being stopped"),
+        ("IOException", "no such filter", "IOException: no such filter"),
+        ("IOException", "", "IOException"),
+    ],
+)
+def test_what_a_uno_exception_says_is_told_in_plain_words(kind: str, message: str, words: str) -> None:
+    error = Exception(message)
+    vars(error).update(typeName=f"com.sun.star.x.{kind}", Message=message)
+    assert in_words(error).startswith(words)

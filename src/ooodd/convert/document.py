@@ -126,11 +126,11 @@ def _convert(task: Task, data: bytes) -> bytes:
     try:
         office = _Office(uno, task.address)
     except UnoException as error:
-        raise Failure(_words(error)) from error
+        raise Failure(in_words(error)) from error
     try:
         return office.convert(task, data)
     except UnoException as error:
-        raise Failure(_words(error)) from error
+        raise Failure(in_words(error)) from error
 
 
 class _Office:
@@ -235,7 +235,7 @@ def _is_encrypted(data: bytes) -> bool:
     return b"E\0n\0c\0r\0y\0p\0t\0e\0d\0P\0a\0c\0k\0a\0g\0e" in data or (data[:4] == b"%PDF" and b"/Encrypt" in data)
 
 
-def _words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """Return what a UNO exception says, as one line."""
     text = " ".join(str(getattr(error, "Message", "") or error).split())
     name = (getattr(error, "typeName", "") or type(error).__name__).rpartition(".")[2]
@@ -243,7 +243,8 @@ def _words(error: BaseException) -> str:
         return "nobody listens there; is ooodd.socket active? (systemctl start ooodd.socket)"
     if text.startswith("ooodd: "):
         return text.removeprefix("ooodd: ")
-    if name == "DisposedException" or "URP bridge" in text:
+    # pyuno says the last of an office that is gone when it first needs a type of it.
+    if name == "DisposedException" or "URP bridge" in text or "illegal object given" in text:
         return "the office ended amid the conversion; journalctl -u ooodd tells why"
     return f"{name}: {text}" if text else name
 
