@@ -4,13 +4,14 @@
 An empty profile has two costs. LibreOffice looks for extensions at the first start, unless the profile says by a file
 that a certain build has done so (`user/extensions/buildid`). And where an extension is installed for all users, the
 first start registers it and ends with status 81, "start me again". So with extensions a profile is made by a start of
-its own, without clients, and offices get copies of it. `ooodd-profile.service` keeps it in a cache; `data/new-profile`
+its own, without clients, and offices get copies of it. `ooodd-profile.service` keeps it in a cache; `data/start-office`
 copies it, or makes one where there is none.
 
 The settings are ours, but for those that the site has in LibreOffice's registry, and on top of them the site's own for
 ooodd: /etc/ooodd/registry.d/*.xcu, in the format of a profile's registrymodifications.xcu.
 """
 
+import filecmp
 import os
 import re
 import shutil
@@ -221,7 +222,7 @@ def _settings_of_registry(registry: Path) -> Iterator[Setting]:
     files = [*registry.glob("*.xcd"), *registry.glob("data/**/*.xcu")]
     packaged = _packaged(registry) if files else set()
     for path in files:
-        if str(path.resolve()) in packaged or str(path) in packaged or not packaged:
+        if str(path.resolve()) in packaged or str(path) in packaged or not packaged or _is_as_shipped(path, registry):
             continue
         try:
             root = ET.parse(path).getroot()  # noqa: S314 - root has written it
@@ -230,6 +231,14 @@ def _settings_of_registry(registry: Path) -> Iterator[Setting]:
         for component in root.iter(_COMPONENT_DATA):
             name = f"/{component.get(_PACKAGE, '')}.{component.get(_NAME, '')}"
             yield from _settings_below(component, name)
+
+
+def _is_as_shipped(path: Path, registry: Path) -> bool:
+    """Whether a file of a registry is what Debian's packages have copied there, from `.registry` beside it."""
+    try:
+        return filecmp.cmp(path, registry.parent / ".registry" / path.relative_to(registry), shallow=False)
+    except OSError:
+        return False
 
 
 def _settings_below(node: Element, path: str) -> Iterator[Setting]:

@@ -155,6 +155,28 @@ def test_what_the_site_has_in_the_registry_is_not_ours_to_set(
     assert '"UseDocumentOOoLockFile"' in text
 
 
+def test_what_a_package_has_copied_into_the_registry_is_not_the_site_s(
+    program: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's packages copy theirs from share/.registry to /etc, and dpkg knows the copies of no package."""
+    registry, shipped = program.parent / "share" / "registry", program.parent / "share" / ".registry"
+    data = (
+        '<oor:data xmlns:oor="http://openoffice.org/2001/registry"><oor:component-data oor:package='
+        '"org.openoffice.Office" oor:name="Common"><node oor:name="Misc"><prop oor:name="UseLocking"/></node>'
+        "</oor:component-data></oor:data>"
+    )
+    for directory in (registry, shipped):
+        directory.mkdir()
+        (directory / "main.xcd").write_text(data)
+    lists = tmp_path / "info"
+    lists.mkdir()
+    monkeypatch.setattr(profile, "_DPKG_LISTS", lists)
+    (lists / "libreoffice-common.list").write_text(f"{registry}/other.xcd\n")
+    assert '"UseLocking"' in settings(Installation(program), site).decode()
+    (registry / "main.xcd").write_text(f"{data}\n<!-- changed by the site -->")
+    assert '"UseLocking"' not in settings(Installation(program), site).decode()
+
+
 @pytest.mark.parametrize(
     ("wanted", "found", "language"),
     [
