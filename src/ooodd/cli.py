@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", type=Path, nargs="?", help=f"instead of {config.DEFAULT_PATH}")
     check.set_defaults(command=_check_config)
 
-    # For new-profile and ooodd-profile.service, without help.
+    # For start-office and ooodd-profile.service, without help.
     make = commands.add_parser("make-profile")
     make.add_argument("target", type=Path)
     make.add_argument("program", type=Path)

@@ -141,7 +141,7 @@ def test_the_applications_user_writes_no_more_than_before(shared_user: Scene) ->
 
 
 def test_what_others_need_is_not_filled(scene: Scene) -> None:
-    shared = ["/run", "/run/lock", "/tmp", "/var/tmp", "/dev/shm", "/run/ooodd-worker", "/run/ooodd-worker/profiles"]
+    shared = ["/run", "/run/lock", "/tmp", "/var/tmp", "/dev/shm", "/run/ooodd-worker", "/etc", "/etc/ooodd-profiles"]
     assert allowed(scene.attack(POOL, "fill", shared)) == set()
     assert allowed(scene.attack(BARE, "fill", shared[:5])) == set(shared[:5])
 

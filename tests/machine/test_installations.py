@@ -84,7 +84,9 @@ def test_an_extension_for_all_users_is_served(with_extension: Service) -> None:
 
 def test_without_a_prepared_profile_an_office_starts_twice_and_says_why(with_extension: Service) -> None:
     service = with_extension
+    service.machine.run("systemctl", "start", "ooodd-profile.service", check=True)
     service.machine.run("systemctl", "mask", "--runtime", "ooodd-profile.service", check=True)
+    service.machine.run("sh", "-c", "rm -r /var/cache/private/ooodd-profile/ooodd-profiles/*", check=True)
     service.configure("[pool]\nworkers = 1\nmax_uses = 1\n")
     moment = service.machine.journal_moment()
     for _ in range(2):
@@ -95,6 +97,37 @@ def test_without_a_prepared_profile_an_office_starts_twice_and_says_why(with_ext
     ]
     assert found
     assert all("hello.oxt" in line for line in found)
+
+
+def test_a_machine_on_which_nothing_could_be_prepared_is_told_what_to_do(fresh_service: Service) -> None:
+    service, machine = fresh_service, fresh_service.machine
+    machine.run("systemctl", "mask", "--runtime", "ooodd-profile.service", check=True)
+    service.configure("[pool]\nworkers = 1\n")
+    refused = machine.run(PYTHON, f"{CLIENTS}/ask.py", "locale", cwd="/tmp", timeout=3 * PATIENCE)
+    assert "systemctl start ooodd-profile, journalctl -u ooodd-profile" in refused.stdout + refused.stderr
+    machine.run("systemctl", "unmask", "--runtime", "ooodd-profile.service", check=True)
+    machine.run("systemctl", "start", "ooodd-profile.service", check=True)
+    machine.run("systemctl", "restart", "ooodd.service", check=True)
+    assert ask(service, "locale")
+
+
+def test_what_changes_in_etc_is_in_the_next_office(fresh_service: Service) -> None:
+    service, machine = fresh_service, fresh_service.machine
+    service.configure("[pool]\nworkers = 1\nmax_uses = 1\nspare_workers = 0\n")
+    assert ask(service, "locale")
+    copy = Path("/var/cache/private/ooodd-profile")
+    for change, shown in [
+        ("ln -sf /usr/share/zoneinfo/Asia/Tokyo /etc/localtime", f"grep -q JST {copy}/localtime"),
+        ("echo Asia/Tokyo >/etc/new && mv /etc/new /etc/timezone", f"grep -q Tokyo {copy}/timezone"),
+        ("ldconfig", f"cmp /etc/ld.so.cache {copy}/ld.so.cache"),
+        ("echo letter >/etc/papersize", f"grep -q letter {copy}/papersize"),
+        ("rm /etc/papersize", f"test ! -e {copy}/papersize"),
+    ]:
+        moment = machine.journal_moment()
+        machine.run("sh", "-c", change, check=True)
+        while machine.run("sh", "-c", shown).returncode != 0:
+            machine.wait_journal("ooodd-profile.service", "JOB_RESULT=done", after=moment, timeout=PATIENCE)
+            moment = machine.journal_moment()
 
 
 def test_an_extension_that_is_added_while_ooodd_runs_works_for_later_clients(

@@ -10,6 +10,7 @@ OOODD_LOCALE=${LC_ALL:-${LC_CTYPE:-${LANG:-C}}}
 unset LC_ALL
 LC_CTYPE=C.UTF-8
 for locale in "$OOODD_LOCALE" "${OOODD_LOCALE%%[.@]*}.UTF-8"; do
+    case $OOODD_LOCALE in C | C.UTF-8 | POSIX) break ;; esac
     if [ "$(LC_ALL=$locale locale charmap 2>/dev/null)" = UTF-8 ]; then
         LC_CTYPE=$locale
         break

@@ -22,8 +22,9 @@ PIPE_NAME = "uno"
 
 # Exit statuses of an office that are no crash: a client has terminated it, SIGTERM, "start me again".
 ORDERLY_STATUSES = {0, 255, 81}
-# The exit status (sysexits.h) of data/new-profile if there is no office.
+# The exit statuses (sysexits.h) of data/start-office if there is no office, and if its /etc has not been made.
 EX_OSFILE = 72
+EX_CONFIG = 78
 # The clock of files lags behind, and an upgrade takes longer than this anyway. In seconds.
 _CLOCK_ERROR = 2.0
 

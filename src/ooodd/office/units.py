@@ -21,7 +21,7 @@ from jeepney import DBusAddress, MatchRule
 
 from ooodd.errors import BusError, OooddError, StartError, describe
 from ooodd.office import pipedirectory
-from ooodd.office.office import EX_OSFILE, ORDERLY_STATUSES, Office
+from ooodd.office.office import EX_CONFIG, EX_OSFILE, ORDERLY_STATUSES, Office
 from ooodd.pool.actions import Reason
 from ooodd.systemd.bus import Bus, BusRefusalError, method_call
 
@@ -38,8 +38,6 @@ _LAST_PAUSE = 5.0
 _OWN_JOB_TIMEOUT = 2.0
 # waitid(2): the si_code of a process that has exited. Others are killed by a signal.
 _CLD_EXITED = 1
-# The exit status of a unit whose namespaces systemd can't set up, systemd.exec(5).
-_EXIT_NAMESPACE = 226
 
 # Why an office has ended if systemd has told its unit's state, but not how its process ended.
 _BY_HAND = {"active": "somebody restarted the unit", "deactivating": "somebody stopped the unit"}
@@ -55,14 +53,18 @@ _REFUSALS = {
     f"{_SYSTEMD}.NoSuchUnit": "the unit file is missing; apt-get install --reinstall ooodd",
     f"{_SYSTEMD}.UnitMasked": "unmask that unit; systemctl unmask",
 }
-_OFFICE_HINT = (
-    "install libreoffice-writer, or name the office's program directory in OOODD_OFFICE "
-    "(systemctl edit ooodd-worker@ ooodd-profile), and bind it if it is not below /usr, or below /usr/local "
-    "(BindReadOnlyPaths=)"
-)
 # The variable of the worker's unit that names the directory of soffice.bin.
 _PROGRAM = "OOODD_OFFICE="
-_NAMESPACE_HINT = "in a container, install the drop-in /usr/lib/ooodd/container.conf (see there)"
+# What an exit status of a worker's unit says.
+_EXITS = {
+    EX_OSFILE: "there is no office: install libreoffice-writer, or name the office's program directory in OOODD_OFFICE "
+    "(systemctl edit ooodd-worker@ ooodd-profile), and bind it if it is not below /usr, or below /usr/local "
+    "(BindReadOnlyPaths=)",
+    EX_CONFIG: "the offices' /etc has not been made: systemctl start ooodd-profile, journalctl -u ooodd-profile",
+    # Of systemd.exec(5).
+    226: "systemd can't set up the unit's namespaces (status 226/NAMESPACE): in a container, install the drop-in "
+    "/usr/lib/ooodd/container.conf (see there)",
+}
 
 
 class UnitSupervisor:
@@ -378,10 +380,8 @@ def _describe(service: dict[str, Any], otherwise: str) -> str:
     code, status, result = service.get("ExecMainCode"), service.get("ExecMainStatus"), service.get("Result")
     memory = "out of memory" if result == "oom-kill" else ""
     if code:
-        if code == _CLD_EXITED and status == EX_OSFILE:
-            return f"there is no office: {_OFFICE_HINT}"
-        if code == _CLD_EXITED and status == _EXIT_NAMESPACE:
-            return f"systemd can't set up the unit's namespaces (status 226/NAMESPACE): {_NAMESPACE_HINT}"
+        if code == _CLD_EXITED and status in _EXITS:
+            return _EXITS[status]
         how = f"exit status {status}" if code == _CLD_EXITED else f"killed by signal {status}"
         return f"{how} ({memory})" if memory else how
     return memory or (str(result) if result and result != "success" else otherwise)

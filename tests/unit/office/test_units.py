@@ -93,6 +93,10 @@ async def test_a_refusal_that_nobody_knows_has_no_remedy() -> None:
     [
         ({"ExecMainCode": EXITED, "ExecMainStatus": 72, "Result": "exit-code"}, "there is no office: install libreof"),
         (
+            {"ExecMainCode": EXITED, "ExecMainStatus": 78, "Result": "exit-code"},
+            "the offices' /etc has not been made: syst",
+        ),
+        (
             {"ExecMainCode": EXITED, "ExecMainStatus": 226, "Result": "exit-code"},
             "systemd can't set up the unit's namespaces (status 226/NAMESPACE): in a container, install the drop-in",
         ),
