@@ -51,11 +51,15 @@ class FakeManager:
         }
     )
     # Properties of a single object, by its path. They override the properties of every unit.
-    special: dict[str, dict[str, object]] = field(default_factory=dict)
+    special: dict[str, dict[str, object]] = field(
+        default_factory=lambda: {unit_path("ooodd-profile.service"): {"ExecMainStartTimestamp": 1 << 62}}
+    )
     # The workers that are loaded, as (unit, ActiveState, SubState).
     loaded: list[tuple[str, str, str]] = field(default_factory=list)
     # The calls that make jobs, as (method, unit, mode).
     jobs: list[tuple[str, ...]] = field(default_factory=list)
+    # Whether jobs end at all.
+    jobs_end: bool = True
     # Send the job's end before the reply to the call.
     early: bool = False
     # Further messages that are sent after the end of a job.
@@ -81,7 +85,7 @@ class FakeManager:
                 answer = reply(call, "v", (SIGNATURES[name], properties[name]))
                 self.ends_after -= 1
                 return [answer, *self._end()] if self.ends_after == 0 else [answer]
-            case "RestartUnit" | "StopUnit" as method:
+            case "RestartUnit" | "StartUnit" | "StopUnit" as method:
                 return self._job(call, method)
         return [new_error(call, "org.freedesktop.DBus.Error.UnknownMethod")]
 
@@ -94,6 +98,8 @@ class FakeManager:
         unit = call.body[0]
         number = len(self.jobs)
         answer = reply(call, "o", job(number))
+        if not self.jobs_end:
+            return [answer]
         # Another job of the same unit, which this one has replaced, ends at the same time.
         ends = [job_removed(0, unit, "canceled"), job_removed(number, unit, self.result), *self.after_job]
         return [*ends, answer] if self.early else [answer, *ends]

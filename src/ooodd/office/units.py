@@ -13,14 +13,14 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jeepney import DBusAddress, MatchRule
 
 from ooodd.errors import BusError, OooddError, StartError, describe
-from ooodd.office import pipedirectory
+from ooodd.office import etc, pipedirectory
 from ooodd.office.office import EX_CONFIG, EX_OSFILE, ORDERLY_STATUSES, Office
 from ooodd.pool.actions import Reason
 from ooodd.systemd.bus import Bus, BusRefusalError, method_call
@@ -108,6 +108,7 @@ class UnitSupervisor:
         unit, path = self.unit(number), unit_path(self.unit(number))
         self._offices.pop(path, None)
         pipedirectory.make(number)
+        await self._renew_copies()
         try:
             result = await self._job(unit, "RestartUnit")
         except BusRefusalError as error:
@@ -120,6 +121,13 @@ class UnitSupervisor:
             await self.stop(number)
             raise _start_error(service, "ended at once")
         return office
+
+    async def _renew_copies(self) -> None:
+        """Have what offices see of /etc copied again if it has changed. The worker's unit waits for that."""
+        started = await self._get(unit_path(etc.UNIT), "Service", "ExecMainStartTimestamp")
+        if etc.changed() > started / 1e6:
+            with suppress(BusRefusalError):  # then with the copies there are
+                await self._bus.call(method_call(_MANAGER, "StartUnit", "ss", etc.UNIT, "replace"))
 
     def ready(self, number: int) -> None:
         """Take the office's permission to write to the directory of its pipe, which now stands."""

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fakebus import fake_bus, reply
+from fakebus import fake_bus
 from fakemanager import (
     EXITED,
     KILLED,
@@ -164,7 +164,7 @@ async def test_a_bus_lost_during_a_start_is_told_and_reached_again(method: str, 
 
 async def test_a_bus_lost_while_a_job_runs_is_told() -> None:
     async with world() as it:
-        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        it.manager.jobs_end = False
         start = asyncio.create_task(it.supervisor.start(1))
         await until(lambda: "RestartUnit" in it.bus.calls)
         it.bus.hang_up()
@@ -175,7 +175,7 @@ async def test_a_bus_lost_while_a_job_runs_is_told() -> None:
 async def test_a_job_that_does_not_end_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "_JOB_TIMEOUT", 0.05)
     async with world() as it:
-        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        it.manager.jobs_end = False
         with pytest.raises(
             OooddError, match=r"RestartUnit of ooodd-worker@1\.service did not end within 0\.05 s"
         ) as late:
@@ -185,13 +185,13 @@ async def test_a_job_that_does_not_end_is_told_in_time(monkeypatch: pytest.Monke
 
 async def test_a_cancelled_start_leaves_nothing_behind() -> None:
     async with world() as it:
-        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        it.manager.jobs_end = False
         start = asyncio.create_task(it.supervisor.start(1))
         await until(lambda: "RestartUnit" in it.bus.calls)
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
             await start
-        it.bus._answer = it.manager.answer
+        it.manager.jobs_end = True
         assert (await it.supervisor.start(1)).pid == 4711
 
 

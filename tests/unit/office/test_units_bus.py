@@ -5,8 +5,7 @@ import asyncio
 
 import pytest
 
-from fakebus import reply
-from fakemanager import DEAD, EXITED, UNIT, ended, job, world
+from fakemanager import DEAD, EXITED, UNIT, ended, world
 from fakes import until
 from ooodd.errors import BusError, OooddError
 from ooodd.office import units
@@ -163,13 +162,13 @@ async def test_an_office_that_is_replaced_while_the_old_one_is_looked_at_is_not_
 
 async def test_a_start_under_way_as_the_bus_is_lost_fails_and_the_next_one_works() -> None:
     async with world() as it:
-        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        it.manager.jobs_end = False
         starts = [asyncio.create_task(it.supervisor.start(number)) for number in (1, 2, 3)]
         await until(lambda: it.bus.calls.count("RestartUnit") == 3)
         it.bus.vanish()
         for error in await asyncio.gather(*starts, return_exceptions=True):
             assert isinstance(error, BusError)
-        it.bus._answer = it.manager.answer
+        it.manager.jobs_end = True
         await it.bus.appear()
         await it.back()
         assert (await it.supervisor.start(1)).pid == 4711
@@ -232,7 +231,7 @@ async def test_a_supervisor_that_is_closed_tells_no_loss() -> None:
 
 async def test_closing_fails_a_start_under_way() -> None:
     async with world() as it:
-        it.bus._answer = lambda call: [reply(call, "o", job(1))]
+        it.manager.jobs_end = False
         start = asyncio.create_task(it.supervisor.start(1))
         await until(lambda: "RestartUnit" in it.bus.calls)
         await it.supervisor.close()
