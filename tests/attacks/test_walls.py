@@ -19,9 +19,9 @@ PEERS = [
 # What an office of the pool sees of these directories, by default.
 VISIBLE = (
     *("/etc/alternatives/", "/etc/firebird/", "/etc/fonts/", "/etc/hsqldb.properties"),
-    *("/etc/ld.so.cache", "/etc/libreoffice/", "/etc/localtime", "/etc/ooodd/registry.d/"),
+    *("/etc/ld.so.cache", "/etc/libreoffice/", "/etc/localtime", "/etc/ooodd/registry.d/", "/etc/ooodd-profiles/"),
     *("/etc/papersize", "/etc/timezone", "/usr/local/share/fonts/", "/var/cache/fontconfig/"),
-    *("/var/lib/libreoffice/", "/var/spool/libreoffice/", "/run/ooodd-worker/", f"{DOCUMENTS_INSIDE}/"),
+    *("/var/spool/libreoffice/", "/run/ooodd-worker/", f"{DOCUMENTS_INSIDE}/"),
     "/etc/java-",
     # What systemd 257 puts there, of what is in /usr anyway.
     "/run/host/.os-release-stage/os-release",
