@@ -29,7 +29,7 @@ demo: test-tools deb ## Install the package on a throwaway machine and convert r
 	PYTHONPATH=src tests/machine/demo
 
 .PHONY: test
-test: test-tools deb ## Run the tests of CI: one of each feature, at most 25 minutes on 2 cores
+test: test-tools deb test-acceptor ## Run the tests of CI: one of each feature, at most 25 minutes on 2 cores
 	$(PYTEST) -m "not long" tests/unit tests/office tests/machine tests/attacks $(PYTEST_ARGS)
 
 .PHONY: test-long
@@ -48,6 +48,14 @@ test-all: ## Run everything: both rings, soak, fuzz, Debian 12 and 13; takes hou
 .PHONY: test-unit
 test-unit: test-tools ## Run the tests that need neither LibreOffice nor systemd
 	$(PYTEST) tests/unit $(PYTEST_ARGS)
+
+.PHONY: test-acceptor
+test-acceptor: test-tools ## Run the tests of the acceptor's C++, with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) -C src/acceptor check
+
+.PHONY: test-handoff
+test-handoff: test-tools ## Run the broker's tests with [data_path] mode = "handoff" and a fake acceptor
+	OOODD_TESTS_MODE=handoff $(PYTEST) tests/unit/broker $(PYTEST_ARGS)
 
 .PHONY: test-office
 test-office: test-tools ## Run the tests that need LibreOffice, but no systemd

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// How an office gets its clients' sockets from the broker, and what the two tell each other about a session. No UNO in
+// here. The protocol is in docs/acceptor.md.
+
+#pragma once
+
+#include "calls.hxx"
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ooodd
+{
+
+// A descriptor that is closed with its owner.
+class Descriptor
+{
+public:
+    Descriptor() = default;
+    explicit Descriptor(int number) : number(number) {}
+    Descriptor(Descriptor&& other) noexcept : number(other.release()) {}
+    Descriptor& operator=(Descriptor&& other) noexcept;
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+    ~Descriptor() { reset(); }
+
+    int get() const { return number; }
+    explicit operator bool() const { return number >= 0; }
+    int release();
+    void reset();
+
+private:
+    int number = -1;
+};
+
+// The connection of one client, as the office reads and writes it, and the control connection that the broker keeps to
+// it. One thread reads at a time, and one writes; any may call `close`.
+class Session
+{
+public:
+    // Takes a stream socket, and the control connection. Tells the broker that the session has begun.
+    Session(Descriptor client, Descriptor control);
+
+    // Closes both, the client's first. That the control connection ends tells the broker that nothing of the office has
+    // the session any more.
+    ~Session();
+
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+
+    // Waits for `size` bytes, and answers the broker meanwhile. Returns how many there are: fewer only at the end. Throws
+    // std::system_error.
+    std::size_t read(std::uint8_t* data, std::size_t size);
+
+    // Waits until all bytes are written. Throws std::system_error.
+    void write(const std::uint8_t* data, std::size_t size);
+
+    // Ends the connection for both sides, and any wait. May be called again.
+    void close() noexcept;
+
+private:
+    std::size_t fill(std::uint8_t* data, std::size_t size);
+    std::size_t takeBuffered(std::uint8_t* data, std::size_t size);
+    bool waitReadable();
+    void answer();
+    void tell(const std::string& text) const noexcept;
+    std::string calls() const;
+    bool isStillAt(std::string_view total) const;
+    void moved();
+
+    Descriptor client;
+    Descriptor control;
+    Calls counts;
+    // What has been received from the client and not been read. Begins where `next` is.
+    std::vector<std::uint8_t> buffer;
+    std::size_t next = 0;
+    std::size_t filled = 0;
+    // The client's first bytes, for the broker.
+    std::string opening;
+    // Whether the broker can still be heard. For the thread that reads.
+    bool listening = true;
+    std::atomic<bool> closed{false};
+    // Whether the client was the first to end the connection.
+    std::atomic<bool> clientEnded{false};
+    // When a byte was last read or written, in milliseconds of CLOCK_MONOTONIC.
+    std::atomic<std::int64_t> lastMoved{0};
+    std::atomic<std::uint64_t> bytesRead{0};
+    std::atomic<std::uint64_t> bytesWritten{0};
+};
+
+// The socket at which the broker hands clients over.
+class Listener
+{
+public:
+    // Binds a socket to a path, in the place of one that is there. Throws std::system_error.
+    explicit Listener(const std::string& path);
+    ~Listener();
+
+    Listener(const Listener&) = delete;
+    Listener& operator=(const Listener&) = delete;
+
+    // Waits for the next client; none after `stop`. Whoever connects and hands nothing over within a second, or something
+    // else, is hung up on. Never throws for what a peer does.
+    std::unique_ptr<Session> accept();
+
+    // Ends `accept`, for good. May be called by any thread.
+    void stop() noexcept;
+
+private:
+    // How long a peer may take to hand a client over, in milliseconds.
+    static constexpr int handOverLimit = 1000;
+
+    bool wait() const;
+    Descriptor receive(int control) const;
+
+    std::string path;
+    Descriptor socket;
+    Descriptor stopped;
+};
+
+}
