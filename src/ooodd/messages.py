@@ -148,6 +148,12 @@ OFFICE_UNPACKED = Message(
     Priority.NOTICE,
     "no office starts while dpkg is installing LibreOffice ({package}); worker {worker} is the first that waits",
 )
+OFFICE_TAKES_NO_SOCKET = Message(
+    "5e0a4cf4d1c64b7a9d6e1c0b7f2a83e9",
+    Priority.WARNING,
+    "the office of worker {worker} can't take clients' sockets, so [data_path] mode = \"handoff\" forwards here: "
+    "see journalctl -u ooodd-profile",
+)
 WORKER_OUTDATED = Message(
     "e7c1a2d40b5f4b6c8d2b9a7f3c64d05e",
     Priority.NOTICE,

@@ -2,6 +2,7 @@
 """The installed service on a machine: its configuration, its state, and clients that use it."""
 
 import json
+import os
 import socket
 import tempfile
 import tomllib
@@ -215,7 +216,13 @@ def for_tests(text: str, *, reclaims: bool = False) -> str:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return text
-    return several_uses(text if reclaims else never_reclaiming(text))
+    return handed_off(several_uses(text if reclaims else never_reclaiming(text)))
+
+
+def handed_off(text: str) -> str:
+    """The configuration, with the data path that OOODD_TESTS_MODE names unless it names one."""
+    mode = os.environ.get("OOODD_TESTS_MODE", "")
+    return f'{text}\n[data_path]\nmode = "{mode}"\n' if mode and "data_path" not in text else text
 
 
 def several_uses(text: str) -> str:

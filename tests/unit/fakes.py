@@ -18,9 +18,13 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast
 
+import pytest
+
+from fakeacceptor import Counted, FakeAcceptor
 from ooodd.config import Config, parse
+from ooodd.datapath import control
 from ooodd.errors import StartError
 from ooodd.messages import Message
 from ooodd.office.office import Office
@@ -29,6 +33,9 @@ from ooodd.pool.pool import Pool, State
 from ooodd.systemd.marks import Marks
 from urp_office import BrokeOff, OfficeSide
 
+# The data path of all tests that do not choose one; fake offices have an acceptor then.
+MODE = os.environ.get("OOODD_TESTS_MODE", "")
+forward_only = pytest.mark.skipif(bool(MODE), reason="of forwarding alone")
 GREETING = OfficeSide().greeting()
 # The first block of a UNO client: the block header and a message with all five flags. The message is a release, which
 # has no reply.
@@ -38,7 +45,11 @@ OPENING = struct.pack(">IIBB", 9, 1, 0xF8, 0x02) + b"opening"
 def settings(text: str) -> Config:
     """Return a configuration. Offices serve several clients unless it says otherwise: most tests look at that."""
     header, keys = "[pool]\n", "max_uses = 10\nmax_uses_jitter = 3\n"
-    return parse(text if "max_uses" in text else text.replace(header, header + keys), "test")
+    text = text if "max_uses" in text else text.replace(header, header + keys)
+    config = parse(text, "test")
+    if MODE:
+        config.data_path.mode = cast("Any", MODE)  # which `parse` lets nobody choose yet
+    return config
 
 
 def first_request() -> bytes:
@@ -53,17 +64,24 @@ def first_request() -> bytes:
 class FakeOffice:
     """One office. It records what it received, and the most clients that it had at once."""
 
-    def __init__(self, path: Path, fault: str = "") -> None:
+    def __init__(self, path: Path, fault: str = "", *, acceptor: bool = False) -> None:
+        """With an acceptor it has no pipe, and `path` tells only the directory."""
         self.fault = fault
         self.sessions: list[bytes] = []
         self.probes = 0
         self.most_clients = 0
         self._clients: set[socket.socket] = set()
         self._path = path
+        self._acceptor = FakeAcceptor(path.parent / control.NAME, self._take) if acceptor else None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._tasks: set[asyncio.Task[None]] = set()
+        # What tells the broker of the sessions that were handed over.
+        self._handed: dict[socket.socket, Counted] = {}
 
     def open(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.open()
+            return
         self._listener.bind(str(self._path))
         self._listener.listen(5)  # as sal does
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
@@ -72,6 +90,8 @@ class FakeOffice:
         """End the office: all its connections are closed."""
         if self._listener.fileno() == -1:
             return
+        if self._acceptor is not None:
+            await self._acceptor.close()
         asyncio.get_running_loop().remove_reader(self._listener)
         for task in self._tasks:
             task.cancel()
@@ -89,6 +109,33 @@ class FakeOffice:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _take(self, session: Counted) -> None:
+        connection = session.connection
+        connection.setblocking(False)  # noqa: FBT003
+        self._clients.add(connection)
+        self._handed[connection] = session
+        self.most_clients = max(self.most_clients, len(self._clients))
+        try:
+            with contextlib.suppress(OSError, BrokeOff):
+                await self._talk(connection)
+        finally:
+            self._clients.discard(connection)
+            del self._handed[connection]
+
+    async def _receive(self, connection: socket.socket) -> bytes:
+        try:
+            data = await asyncio.get_running_loop().sock_recv(connection, 65536)
+        except ConnectionError:
+            data = b""
+        if (session := self._handed.get(connection)) is not None:
+            session.took(data)
+        return data
+
+    async def _send(self, connection: socket.socket, data: bytes) -> None:
+        if (session := self._handed.get(connection)) is not None:
+            session.gave(data)
+        await asyncio.get_running_loop().sock_sendall(connection, data)
+
     async def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, BrokeOff):
             await self._talk(connection)
@@ -96,13 +143,12 @@ class FakeOffice:
         self._clients.discard(connection)
 
     async def _talk(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         if self.fault == "hang":
             await asyncio.Event().wait()
         if self.fault == "close-early":
             return
-        await loop.sock_sendall(connection, GREETING)
-        first = await loop.sock_recv(connection, 65536)
+        await self._send(connection, GREETING)
+        first = await self._receive(connection)
         if self.fault == "deaf":
             await asyncio.Event().wait()
         if first[:8] == OPENING[:8]:  # no block of a probe has that size
@@ -111,18 +157,16 @@ class FakeOffice:
             await self._be_probed(connection, first)
 
     async def _be_probed(self, connection: socket.socket, data: bytes) -> None:
-        loop = asyncio.get_running_loop()
         used = bool(self.sessions)
         documents = int(used and self.fault == "leaves-document")
         office = OfficeSide(documents, int(used and self.fault == "leaves-frame"), current=bool(documents))
         self.probes += bool(data)
         while data:
             answer = office.receive(data)
-            await loop.sock_sendall(connection, b"rubbish!!" if self.fault == "rubbish" and used else answer)
-            data = await loop.sock_recv(connection, 65536)
+            await self._send(connection, b"rubbish!!" if self.fault == "rubbish" and used else answer)
+            data = await self._receive(connection)
 
     async def _echo(self, connection: socket.socket, data: bytes) -> None:
-        loop = asyncio.get_running_loop()
         received = b""
         self.sessions.append(b"")
         session = len(self.sessions) - 1
@@ -130,10 +174,10 @@ class FakeOffice:
             received += data
             self.sessions[session] = received
             if self.fault == "crash-mid-reply":
-                await loop.sock_sendall(connection, data[: len(data) // 2])
+                await self._send(connection, data[: len(data) // 2])
                 return
-            await loop.sock_sendall(connection, data)
-            data = await loop.sock_recv(connection, 65536)
+            await self._send(connection, data)
+            data = await self._receive(connection)
         if self.fault == "hang-after-session":
             self.fault = "hang"
         if self.fault == "never-let-go":
@@ -166,10 +210,13 @@ class FakeSupervisor:
         if fault == "bug":
             raise ZeroDivisionError
         name = f"p{len(self.started)}"
-        fake = self.offices[number] = FakeOffice(self._directory / f"OSL_PIPE_{name}", fault)
+        directory = self._directory / name
+        directory.mkdir()
+        fake = FakeOffice(directory / f"OSL_PIPE_{name}", fault, acceptor=bool(MODE))
+        self.offices[number] = fake
         if fault != "no-pipe":
             fake.open()
-        office = self._handles[number] = Office(self.unit(number), os.getpid(), os.getuid(), self._directory, name)
+        office = self._handles[number] = Office(self.unit(number), os.getpid(), os.getuid(), directory, name)
         return office
 
     def ready(self, number: int) -> None:

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from ooodd import messages
 from ooodd.broker.client import Client, Phase, Tenure, peek_opening
 from ooodd.broker.kept import Kept, read
-from ooodd.datapath.forward import Forwarding
 from ooodd.datapath.path import SessionLimits
+from ooodd.datapath.paths import new_path
 from ooodd.datapath.record import Record
 from ooodd.journal import Journal
 from ooodd.office.keeper import Keeper, Verdict
@@ -162,9 +162,12 @@ class Adoption:
         record = Record(slot.record)
         if slot.begun_by_2:
             record.forget_calls()
-        slot.begun = True  # as it was kept with its office, whatever the other broker came to
         (office,) = kept.offices
-        return Tenure(kept.worker, office, Forwarding(client.connection, office, self._limits, record, client.since))
+        path = new_path(client.connection, office, self._limits, record.memory, client.since)
+        if not slot.begun:  # the other broker may have been killed just before this, or just after it
+            path.begin()
+        slot.begun = True  # as it was kept with its office, whatever the other broker came to
+        return Tenure(kept.worker, office, path)
 
     def _take_over_queued(self, kept: Kept) -> None:
         client = self._client(kept, Phase.QUEUED)

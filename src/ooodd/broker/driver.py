@@ -67,6 +67,8 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        # Whether it has been said that sessions are forwarded though they were to be handed off.
+        self._told_of_forwarding = False
         # Whether it has been said that dpkg keeps offices from starting.
         self._held_up = False
 
@@ -181,6 +183,19 @@ class Driver:
             timeout=self.config.queue.timeout,
             start_error=self.pool.start_error,
         )
+
+    def way_to(self, number: int) -> socket.socket:
+        """Return a connection to the worker's office for a session: a control connection where it is to be handed off.
+
+        Raises `WorkerLostError` and `NoDescriptorError`.
+        """
+        office, mode = self.keeper.office(number), self.config.data_path.mode
+        if mode != "forward" and (connection := office.control()) is not None:
+            return connection
+        if mode == "handoff" and not self._told_of_forwarding:
+            self._told_of_forwarding = True
+            self.journal.log(messages.OFFICE_TAKES_NO_SOCKET, worker=number)
+        return office.connect()
 
     # What becomes of the workers
 

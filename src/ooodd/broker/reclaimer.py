@@ -67,13 +67,15 @@ class Reclaimer:
         try:
             if not await self._has_nothing_open(worker):
                 return False
-            # From here on nothing is awaited.
+            # From here on nothing is awaited before the end is granted.
             if self._stopped or path.quiet_since != quiet_since or _has_more(client):
                 return False
             if not self._reclaiming.grant(session, time.monotonic()):
                 return False
-            path.end()
-            return True
+            ended = await path.end()
+            if not ended:
+                self._reclaiming.take_back(session)
+            return ended
         finally:
             path.resume()
 

@@ -21,9 +21,9 @@ from ooodd.broker.farewell import refuse
 from ooodd.broker.hangups import Hangups
 from ooodd.broker.kept import client_name, office_name
 from ooodd.config import Config
-from ooodd.datapath.forward import Forwarding
+from ooodd.datapath.handoff import Handoff
 from ooodd.datapath.path import DataPath, Ended, SessionLimits, Side
-from ooodd.datapath.record import Record
+from ooodd.datapath.paths import new_path
 from ooodd.errors import NoDescriptorError, WorkerLostError
 from ooodd.office.keeper import Verdict
 from ooodd.pool.actions import Action, Lease, Reason
@@ -197,7 +197,7 @@ class Session:
         client, number = self.client, lease.worker
         try:
             self._replace_if_outdated(number)
-            office = self._driver.keeper.office(number).connect()
+            office = self._driver.way_to(number)
         except WorkerLostError:  # the probe finds out why
             self._give_back(number, reached=False)
             self._enqueue(self._pool.rejoin(client.session, self._place, time.monotonic()))
@@ -212,6 +212,7 @@ class Session:
         client.tenure = Tenure(number, office, self._new_path(office, slot))
         connections = [office] if client.kept else [client.connection, office]
         self._driver.keep(client, office_name(client.session, number, client.since), *connections)
+        client.tenure.path.begin()
         slot.begun = True
         self._driver.journal.log(
             messages.SESSION_BEGIN,
@@ -235,7 +236,7 @@ class Session:
         """Return the way of the client's bytes to its office. On an error the office's connection is closed."""
         limits = session_limits(self._driver.config)
         try:
-            path = Forwarding(self.client.connection, office, limits, Record(slot.record), self.client.since)
+            path = new_path(self.client.connection, office, limits, slot.record, self.client.since)
         except BaseException:
             office.close()
             raise
@@ -260,7 +261,10 @@ class Session:
         assert tenure is not None
         client.enter(Phase.FORWARDING)
         client.read_every_byte()
+        if isinstance(tenure.path, Handoff):
+            self._hangups.watch(client.connection, tenure.path.client_left)
         ended = await tenure.path.run()
+        self._hangups.unwatch(client.connection)
         self._disconnect()  # now, for the inspection takes a descriptor
         self._report_end(tenure.worker, ended)
         return ended

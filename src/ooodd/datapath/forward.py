@@ -28,6 +28,8 @@ _OFFICE_OWES_FACTOR = 10
 class Forwarding:
     """The data path of one session, see `DataPath`. Both sockets must not block; they stay the caller's to close."""
 
+    mode = "forward"
+
     def __init__(
         self,
         client: socket.socket,
@@ -68,6 +70,9 @@ class Forwarding:
         self._done: asyncio.Future[bool] = self._loop.create_future()
         self._frozen: asyncio.Future[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def begin(self) -> None:
+        """Do nothing: `run` begins."""
 
     async def run(self) -> Ended:
         """Forward everything until the session ends. Raises any error of a callback, which ends the session as well.
@@ -120,12 +125,13 @@ class Forwarding:
         if self._frozen is None and self._first is None and not self._done.done():
             self._to_office.thaw()
 
-    def end(self) -> None:
-        """End the session for the sake of another client."""
+    async def end(self) -> bool:
+        """End the session for the sake of another client. It is `pause` that keeps calls away meanwhile."""
         if self._first is None:
             self._first = Side.BROKER
             self._reclaimed = True
         self._give_up()
+        return True
 
     def freeze(self) -> "asyncio.Future[None]":
         """Receive nothing more from now on; the future is done when nothing is pending. `run` goes on to wait.

@@ -51,6 +51,12 @@ class Ended:
 class DataPath(Protocol):
     """The data path of one session. The sockets stay the caller's to close, once `run` has ended."""
 
+    # "forward" or "handoff".
+    mode: str
+
+    def begin(self) -> None:
+        """Let the client have its office: its connections are kept for the next broker. Called once, before `run`."""
+
     async def run(self) -> Ended:
         """Serve the session until it ends. Raises whatever went wrong within; the session has ended then, too.
 
@@ -72,8 +78,8 @@ class DataPath(Protocol):
     def resume(self) -> None:
         """Receive from the client again. Does nothing after `freeze`, and after the end."""
 
-    def end(self) -> None:
-        """End the session for the sake of another client."""
+    async def end(self) -> bool:
+        """End the session for the sake of another client. False if its client has made a call since the last look."""
 
     @property
     def quiet_since(self) -> float | None:

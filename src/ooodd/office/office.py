@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """An office: one running soffice.bin, and how to connect to it.
 
-It listens at a "pipe", as UNO calls a unix socket. A client of an office can put another socket in the pipe's place, or
-a link to one. So a connection is used only if its other end is the process that the supervisor has started
-(SO_PEERCRED).
+It listens at a "pipe", as UNO calls a unix socket; or, with ooodd's acceptor, at a socket for control connections, by
+which it gets its clients' sockets (`datapath.control`). A client of an office can put another socket in the place, or a
+link to one. So a connection is used only if its other end is the process that the supervisor has started (SO_PEERCRED).
 """
 
 import socket
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from ooodd.datapath import control
 from ooodd.errors import NoDescriptorError, WorkerLostError
 from ooodd.office import cgroup
 from ooodd.systemd.peer import credentials
@@ -47,26 +48,57 @@ class Office:
     def connect(self) -> socket.socket:
         """Return a non-blocking connection to the office, which the caller closes.
 
-        Raises `WorkerLostError` if nobody or another process listens at the pipe, and `NoDescriptorError`.
+        Raises `WorkerLostError` if nobody or another process listens, and `NoDescriptorError`.
         """
+        if (handed := self._connect_by_control()) is not None:
+            return handed
         for path in self.pipes():
-            try:
-                connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            except OSError as error:
-                raise NoDescriptorError(f"can't connect to {self.unit}: {error.strerror}") from error
-            try:
-                connection.connect(str(path))
-                self._verify(connection)
-            except FileNotFoundError:
-                connection.close()
-            except BaseException as error:
-                connection.close()
-                if isinstance(error, OSError):  # among them EAGAIN: listen(5), and nobody accepts
-                    raise WorkerLostError(f"{path}: {error.strerror}") from error
-                raise
-            else:
+            if (connection := self._connect(path, socket.SOCK_STREAM)) is not None:
                 return connection
         raise WorkerLostError(f"no pipe of {self.unit} in {self.pipe_directory}")
+
+    def control(self) -> socket.socket | None:
+        """Return a control connection to the office, non-blocking, which the caller closes; None if it has no acceptor.
+
+        Raises as `connect` does.
+        """
+        return self._connect(self.pipe_directory / control.NAME, socket.SOCK_SEQPACKET)
+
+    def _connect_by_control(self) -> socket.socket | None:
+        """Hand the office one end of a pair of sockets, and return the other."""
+        if (connection := self.control()) is None:
+            return None
+        with connection:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:
+                raise NoDescriptorError(f"can't connect to {self.unit}: {error.strerror}") from error
+            with theirs:
+                try:
+                    control.hand_over(connection, theirs)
+                except OSError as error:
+                    ours.close()
+                    raise WorkerLostError(f"{self.unit} takes no client: {error.strerror}") from error
+            return ours
+
+    def _connect(self, path: Path, kind: int) -> socket.socket | None:
+        """Return a connection to a socket of the office; None if it is not there."""
+        try:
+            connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise NoDescriptorError(f"can't connect to {self.unit}: {error.strerror}") from error
+        try:
+            connection.connect(str(path))
+            self._verify(connection)
+        except FileNotFoundError:
+            connection.close()
+            return None
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):  # among them EAGAIN: listen(5), and nobody accepts
+                raise WorkerLostError(f"{path}: {error.strerror}") from error
+            raise
+        return connection
 
     def pipes(self) -> Iterator[Path]:
         """Yield the paths that sal may choose: with the user id, without if it can't look the user up, or by a link.

@@ -16,6 +16,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +36,11 @@ _COMPONENT_DATA = f"{{{_OOR}}}component-data"
 _NAMESPACES = {"oor": _OOR, "xsi": "http://www.w3.org/2001/XMLSchema-instance"}
 # Values have this prefix (oor:type="xs:boolean"), and ElementTree looks at names only.
 _OF_VALUES = {"xmlns:xs": "http://www.w3.org/2001/XMLSchema"}
+
+# Where the package has ooodd's acceptor.
+_ACCEPTOR = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "") / "ooodd"
+# Where LibreOffice keeps what components a user's extensions have.
+_COMPONENTS = "com.sun.star.comp.deployment.component.PackageRegistryBackend"
 
 # "Start me again": how often an office may say so, and how long a start may take, in seconds.
 _START_AGAIN = 81
@@ -81,7 +88,7 @@ def make_profile(target: Path, program: Path) -> str:
     """
     installation = Installation(program)
     names = ", ".join(installation.extensions())
-    report = ""
+    reports: list[str] = []
     user = target / "user"
     try:
         (user / "extensions").mkdir(parents=True)
@@ -89,14 +96,19 @@ def make_profile(target: Path, program: Path) -> str:
         (user / "registrymodifications.xcu").write_bytes(settings(installation))
         if names:
             how = _start_until_ready(target, program)
-            report = f"the office was started once more to register the extensions {names}: {how}"
+            reports.append(f"the office was started once more to register the extensions {names}: {how}")
+        if (_ACCEPTOR / "libooodd-acceptor.so").exists():
+            if fault := acceptor_fault(program):
+                reports.append(f"the office can't load ooodd's acceptor, so sessions are forwarded: {fault}")
+            else:
+                _register_acceptor(target)
     except OSError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise StartError(f"no profile at {target}: {error.strerror or error}", "make room there") from error
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    return report
+    return "; ".join(reports)
 
 
 def _start_until_ready(profile: Path, program: Path) -> str:
@@ -126,6 +138,43 @@ def _start_until_ready(profile: Path, program: Path) -> str:
     for left in (".lock", "user/.lock"):
         (profile / left).unlink(missing_ok=True)
     return how
+
+
+# The acceptor
+
+
+def acceptor_fault(program: Path, library: Path = _ACCEPTOR / "libooodd-acceptor.so") -> str:
+    """Return why an office can't load ooodd's acceptor; empty if it can. One that is told to use it and can't spins.
+
+    The office of another make, Apache OpenOffice for example, lacks symbols.
+    """
+    load = "import ctypes, os, sys; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", load, str(library)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={"LD_LIBRARY_PATH": str(program)},
+            timeout=_START_LIMIT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return ""
+    return done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"status {done.returncode}"
+
+
+def _register_acceptor(profile: Path) -> None:
+    """Have offices with the profile know the acceptor, by a file in which LibreOffice keeps a user's components.
+
+    For start-office there is a file that says so.
+    """
+    directory = profile / "user" / "uno_packages" / "cache" / "registry" / _COMPONENTS
+    directory.mkdir(parents=True, exist_ok=True)
+    # With the "?", an office starts also if the file is missing.
+    (directory / "unorc").write_text(f"[Bootstrap]\nUNO_SERVICES=?{(_ACCEPTOR / 'acceptor.rdb').as_uri()}\n")
+    (profile / "acceptor").touch()
 
 
 # Settings

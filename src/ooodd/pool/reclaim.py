@@ -122,6 +122,11 @@ class Reclaiming:
         self._miss(worker, now)
         return True
 
+    def take_back(self, client: int) -> None:
+        """Note that the client's session, whose end was granted, goes on: a call of it came first."""
+        self._ending.discard(client)
+        self.look_soon()
+
     def spare(self, client: int, now: float) -> None:
         """Note that the client's session can't be ended as long as nothing happens in it."""
         if (quiet_since := self._asked.pop(client, None)) is not None:

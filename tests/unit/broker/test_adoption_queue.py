@@ -9,6 +9,7 @@ import pytest
 from fakes import (
     GREETING,
     OPENING,
+    forward_only,
     settled,
     until,
 )
@@ -212,6 +213,7 @@ def rename_as_version_0_2(it: Machine) -> None:
         it.left["-".join([kinds[kind], *numbers, f"{int(since) // 1000}/17/18"])] = sockets
 
 
+@forward_only
 async def test_sessions_and_queued_clients_of_version_0_2_continue() -> None:
     async with machine() as it, it.client() as busy, it.client() as waiting:
         await busy.open()

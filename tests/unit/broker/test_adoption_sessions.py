@@ -14,6 +14,7 @@ from fakes import (
     OPENING,
     FakeClient,
     first_request,
+    forward_only,
     settled,
     states,
     until,
@@ -56,6 +57,7 @@ async def test_every_byte_arrives_once_and_in_order_across_kills(seed: int) -> N
         assert sorted(heard) == sorted(everything)
 
 
+@forward_only
 async def test_a_session_that_goes_on_may_be_silent() -> None:
     """The first call may have been made. So the limit for it is no limit any more."""
     async with machine(f'{ONE}\n[session]\ntimeout="1h"\nfirst_call_timeout="1h"') as it, it.client() as client:
@@ -80,6 +82,7 @@ async def test_many_kills_in_a_row_lose_no_data() -> None:
         assert it.broker.pool.totals.recycled == it.broker.pool.totals.crashed == 0
 
 
+@forward_only
 @pytest.mark.parametrize("which", ["client", "office"])
 async def test_a_session_with_data_in_the_killed_broker_is_ended_and_not_corrupted(which: str) -> None:
     async with machine(TWO) as it, it.client() as client, it.client() as other:
@@ -114,6 +117,7 @@ async def test_a_session_with_data_in_the_killed_broker_is_ended_and_not_corrupt
         assert it.broker.pool.totals.recycled == 1
 
 
+@forward_only
 @pytest.mark.parametrize("side", ["client", "office"])
 async def test_a_half_closed_session_continues(side: str) -> None:
     async with machine() as it, it.client() as client:
@@ -138,6 +142,7 @@ async def test_a_half_closed_session_continues(side: str) -> None:
             await asyncio.wait([task])
 
 
+@forward_only
 async def test_a_hand_over_flushes_the_data_that_the_broker_holds() -> None:
     # An office reads this much, even one that stops reading while it can't write.
     data = random.Random(2).randbytes(600_000)
@@ -165,6 +170,7 @@ async def test_a_hand_over_flushes_the_data_that_the_broker_holds() -> None:
         assert await echoes(other)
 
 
+@forward_only
 async def test_a_hand_over_does_not_wait_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "_FREEZE_LIMIT", 0.05)
     async with machine(TWO) as it, it.client() as client, it.client() as other:
@@ -182,6 +188,7 @@ async def test_a_hand_over_does_not_wait_for_a_client_that_does_not_read(monkeyp
         assert await echoes(other)
 
 
+@forward_only
 async def test_a_client_leased_during_a_hand_over_begins_its_session_with_the_next_broker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -284,6 +291,7 @@ async def stalled(client: FakeClient, forwarding: Forwarding) -> AsyncIterator[N
     await asyncio.wait([sending])
 
 
+@forward_only
 async def test_a_session_that_lost_its_office_does_not_replace_the_next_session() -> None:
     async with machine() as it, it.client() as old, it.client() as new, lingering(it, old):
         assert await new.open() == HELLO
@@ -295,6 +303,7 @@ async def test_a_session_that_lost_its_office_does_not_replace_the_next_session(
         assert it.broker.pool.totals.crashed == 1
 
 
+@forward_only
 async def test_a_session_that_lost_its_office_does_not_count_twice() -> None:
     async with machine() as it, it.client() as client, lingering(it, client):
         assert it.broker.pool.totals.crashed == 1
@@ -303,6 +312,7 @@ async def test_a_session_that_lost_its_office_does_not_count_twice() -> None:
         assert it.broker.pool.totals.crashed == 1
 
 
+@forward_only
 async def test_a_session_that_lost_its_office_does_not_change_the_marks_of_the_next() -> None:
     async with machine() as it, it.client() as old, it.client() as new, lingering(it, old):
         assert await new.open() == HELLO

@@ -8,6 +8,7 @@ import pytest
 
 from fakes import (
     OPENING,
+    forward_only,
     settled,
     states,
     until,
@@ -239,6 +240,7 @@ async def test_an_office_that_ended_with_its_broker_is_counted_by_the_next() -> 
         await settled(it.broker.pool, State.IDLE)
 
 
+@forward_only
 async def test_the_next_broker_knows_of_a_long_call() -> None:
     async with machine() as it, it.client() as client:
         await client.open()

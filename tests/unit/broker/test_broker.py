@@ -524,7 +524,7 @@ async def test_an_internal_error_ends_only_one_session(monkeypatch: pytest.Monke
         await settled(it.broker.pool, State.IDLE, State.IDLE)
         await other.open()
         with monkeypatch.context() as patch:
-            patch.setattr("ooodd.broker.session.Forwarding", None)
+            patch.setattr("ooodd.broker.session.new_path", None)
             async with it.client() as client:
                 await client.send(OPENING)
                 assert await client.ended()

@@ -14,11 +14,12 @@ from functools import partial
 
 import pytest
 
-from fakes import OPENING, FakeClient, ListJournal, settled, states, until
+from fakes import MODE, OPENING, FakeClient, ListJournal, settled, states, until
 from ooodd import messages
 from ooodd.broker import session as session_module
 from ooodd.broker.client import Client, Phase
 from ooodd.datapath.forward import Forwarding
+from ooodd.datapath.handoff import Handoff
 from ooodd.errors import NoDescriptorError
 from ooodd.office.office import Office
 from ooodd.pool.actions import Action, Reason
@@ -51,10 +52,10 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ooodd.datapath.forward.LINGER_LIMIT", 0.02)
 
 
-def forwarding_of(client: Client) -> Forwarding:
+def path_of(client: Client) -> Forwarding | Handoff:
     """Return a client's data path."""
     assert client.tenure is not None
-    assert isinstance(client.tenure.path, Forwarding)
+    assert isinstance(client.tenure.path, Forwarding | Handoff)
     return client.tenure.path
 
 
@@ -86,7 +87,9 @@ class Scene:
         task = self.task_of(session)
         if task is not None:
             client = self.it.broker.driver.clients[session]
-            self.cancelled += client.phase is Phase.FORWARDING and not forwarding_of(client)._done.done()
+            if client.phase is Phase.FORWARDING:
+                path = path_of(client)
+                self.cancelled += isinstance(path, Handoff) or not path._done.done()
             task.cancel()
 
     async def apply_event(self, number: int, event: str) -> None:
@@ -139,7 +142,7 @@ class Scene:
             assert await client.receive(len(words)) == words
         assert len(it.broker._tasks) == alive
         assert not len(it.broker._silent)
-        assert not it.broker._hangups._callbacks
+        assert len(it.broker._hangups._callbacks) == (len(self.bystanders) if MODE else 0)
         assert it.supervisor.offices.keys() == {1, 2, 3}
         self.check_counts()
 
@@ -225,7 +228,7 @@ async def half_closed(at: Scene, victim: FakeClient, other: FakeClient) -> int:
     at.it.supervisor.offices[number].fault = "never-let-go"
     victim.socket.shutdown(socket.SHUT_WR)
     session = at.it.broker.driver.clients[session_of(at, victim)]
-    await until(lambda: "grace" in forwarding_of(session)._timers)
+    await until(lambda: "grace" in path_of(session)._timers)
     return number
 
 
@@ -430,11 +433,23 @@ class NoDescriptors:
         self.left = times
         self._only_for = only_for
         self._connect = Office.connect
+        self._control = Office.control
         monkeypatch.setattr(Office, "connect", lambda office: self.connect(office))  # noqa: PLW0108 - for `self`
+        if MODE:  # every connection begins with one of these
+            monkeypatch.setattr(Office, "connect", self._connect)
+            monkeypatch.setattr(Office, "control", lambda office: self.control(office))  # noqa: PLW0108 - for `self`
 
     def connect(self, office: Office) -> socket.socket:
+        self._fail(office)
+        return self._connect(office)
+
+    def control(self, office: Office) -> socket.socket | None:
+        self._fail(office)
+        return self._control(office)
+
+    def _fail(self, office: Office) -> None:
         if not self.left or (self._only_for is not None and self._only_for.state is not State.BUSY):
-            return self._connect(office)
+            return
         self.left -= 1
         raise NoDescriptorError(f"can't connect to {office.unit}: Too many open files")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpkgdatabase import Database
-from fakes import OPENING, FakeClient, settled, until
+from fakes import OPENING, FakeClient, forward_only, settled, until
 from fakesystemd import FakeSystemd
 from ooodd import messages
 from ooodd.broker.client import Phase, Turn
@@ -100,6 +100,7 @@ async def test_a_queue_that_exceeds_the_fd_store_is_warned_of() -> None:
         assert it.journal.count(messages.QUEUE_BEYOND_STORE) == 0
 
 
+@forward_only
 async def test_an_error_in_the_data_path_ends_only_its_session_and_office() -> None:
     async with machine(TWO) as it, it.client() as client, it.client() as other:
         await settled(it.broker.pool, State.IDLE, State.IDLE)

@@ -387,11 +387,11 @@ async def test_a_frozen_session_does_not_go_on_after_a_pause() -> None:
 
 async def test_a_session_that_is_ended_for_another_client_says_so() -> None:
     async with session() as it:
-        it.forwarding.end()
+        assert await it.forwarding.end()
         ended = await it.result()
         assert (ended.by, ended.reclaimed, ended.office_let_go) == (Side.BROKER, True, False)
         it.forwarding.resume()  # does nothing
-        it.forwarding.end()
+        assert await it.forwarding.end()
 
 
 async def test_a_session_that_ends_by_itself_was_not_ended_for_another_client() -> None:
@@ -399,6 +399,6 @@ async def test_a_session_that_ends_by_itself_was_not_ended_for_another_client() 
         it.client.shutdown(socket.SHUT_WR)
         assert await receive(it.office) == b""
         assert it.forwarding.quiet_since is None
-        it.forwarding.end()
+        assert await it.forwarding.end()
         ended = await it.result()
         assert (ended.by, ended.reclaimed) == (Side.CLIENT, False)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Handing off: what the broker makes of what an office says about a session."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from fakes import until
+from ooodd.datapath import control, handoff
+from ooodd.datapath.handoff import Handoff
+from ooodd.datapath.path import Ended, SessionLimits, Side
+
+# How it ends when the client leaves in order.
+LEFT = Ended(Side.CLIENT, "", office_let_go=True, call_under_way=False, followed=True, to_office=10, to_client=20)
+
+
+class Scene:
+    """A session whose client and office are this test."""
+
+    def __init__(self, limits: SessionLimits) -> None:
+        self.client, self.near = socket.socketpair()
+        self.office, near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near.setblocking(False)  # noqa: FBT003
+        self.office.setblocking(False)  # noqa: FBT003
+        self.control = near
+        self.path = Handoff(self.near, near, limits)
+        self.running = asyncio.create_task(self.path.run())
+
+    async def heard(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.office, 4096)
+
+    def say(self, text: bytes) -> None:
+        self.office.send(text)
+
+    async def looked(self, calls: bytes, opening: bytes = b"") -> None:
+        """Have the broker look, and answer it."""
+        assert await self.heard() == b"calls"
+        self.say(calls)
+        if opening:
+            assert await self.heard() == b"opening"
+            self.say(b"opening " + opening)
+
+
+@contextlib.asynccontextmanager
+async def session(limits: SessionLimits | None = None) -> AsyncIterator[Scene]:
+    it = Scene(limits or SessionLimits())
+    await until(lambda: it.path._reads)
+    try:
+        yield it
+    finally:
+        it.running.cancel()
+        await asyncio.gather(it.running, return_exceptions=True)
+        for each in (it.client, it.near, it.office, it.control):
+            each.close()
+
+
+async def test_a_client_s_socket_is_handed_over() -> None:
+    async with session() as it:
+        it.path.begin()
+        text, numbers, _, _ = socket.recv_fds(it.office, 100, 4)
+        assert text == b"ooodd 1 session"
+        (number,) = numbers
+        with socket.socket(fileno=number) as handed:
+            it.client.send(b"hello")
+            assert handed.recv(10) == b"hello"
+
+
+async def test_a_session_ends_when_the_office_has_let_go() -> None:
+    async with session() as it:
+        it.say(b"began")
+        it.say(b"closed client 0 10 20")
+        await until(lambda: it.path._closed is not None)
+        assert not it.running.done()
+        it.office.close()
+        assert await it.running == LEFT
+
+
+@pytest.mark.parametrize(
+    ("said", "ended"),
+    [
+        (b"closed client 3 10 20", replace(LEFT, call_under_way=True)),
+        (b"closed office 0 10 20", replace(LEFT, by=Side.OFFICE)),
+        (b"closed", replace(LEFT, by=Side.OFFICE, call_under_way=True, to_office=0, to_client=0)),
+        (b"rubbish", replace(LEFT, by=Side.OFFICE, call_under_way=True, to_office=0, to_client=0)),
+    ],
+)
+async def test_what_the_office_says_is_what_is_known(said: bytes, ended: Ended) -> None:
+    async with session() as it:
+        it.say(said)
+        it.office.close()
+        assert await it.running == ended
+
+
+async def test_an_office_that_does_not_let_go_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handoff, "GONE_LIMIT", 0.01)
+    async with session() as it:
+        it.say(b"closed client 1 10 20")
+        assert await it.running == replace(LEFT, office_let_go=False, call_under_way=True)
+
+
+async def test_the_last_word_of_an_office_that_leaves_a_question_is_heard() -> None:
+    """A unix socket whose peer closes with unread data reports an error before what is still to be read."""
+    async with session() as it:
+        assert it.path.quiet_since is None
+        await asyncio.sleep(0)
+        it.say(b"closed client 0 10 20")
+        it.office.close()
+        assert await it.running == LEFT
+
+
+async def test_a_hung_office_is_given_up_after_its_client() -> None:
+    async with session(SessionLimits(grace=0.01)) as it:
+        it.path.client_left()
+        ended = await it.running
+        assert (ended.by, ended.office_let_go, ended.call_under_way) == (Side.CLIENT, False, True)
+
+
+async def test_an_office_that_has_died_ends_the_session() -> None:
+    async with session() as it:
+        it.path.office_lost()
+        assert (await it.running).by is Side.OFFICE
+
+
+async def test_a_session_is_quiet_since_its_last_byte_and_not_amid_a_call() -> None:
+    async with session() as it:
+        assert it.path.quiet_since is None
+        await it.looked(b"calls 1 0 5000 0", b"x" * 100)
+        await until(lambda: it.path._quiet_since is not None)
+        before = it.path.quiet_since
+        assert before is not None
+        assert asyncio.get_running_loop().time() - before >= 4.9
+        await it.looked(b"calls 1 0 5100 0")
+        await until(lambda: not it.path._asked)
+        assert it.path.quiet_since == before, "the same moment, whatever the clocks' steps are"
+        await it.looked(b"calls 2 1 0 0")
+        await until(lambda: it.path._quiet_since is None)
+
+
+async def test_it_is_ended_for_another_client_only_if_the_office_says_so() -> None:
+    async with session() as it:
+        assert not await it.path.end(), "nobody has looked"
+        assert it.path.quiet_since is None
+        await it.looked(b"calls 4 0 5000 0", b"x" * 100)
+        await until(lambda: it.path._quiet_since is not None)
+        for answer, ended in ((b"busy", False), (b"ended", True)):
+            end = asyncio.create_task(it.path.end())
+            assert await it.heard() == b"end 4"
+            it.say(answer)
+            assert await end is ended
+        it.say(b"closed office 0 10 20")
+        it.office.close()
+        assert await it.running == replace(LEFT, by=Side.BROKER, reclaimed=True)
+
+
+async def test_an_office_that_does_not_answer_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handoff, "_ANSWER_LIMIT", 0.01)
+    async with session() as it:
+        assert it.path.quiet_since is None
+        await until(lambda: not it.path._tasks)
+        assert it.path.quiet_since is None
+        assert not await it.path.end()
+
+
+@pytest.mark.parametrize("limit", ["timeout", "idle_timeout", "first_call_timeout"])
+async def test_a_limit_ends_it(limit: str) -> None:
+    limits = replace(SessionLimits(), **{limit: 0.01})
+    async with session(limits) as it:
+        if limit == "first_call_timeout":
+            await it.looked(b"calls 0 0 5000 0", b"x" * 5)
+        elif limit == "idle_timeout":
+            await it.looked(b"calls 3 1 5000 0")  # a call may take long
+            await it.looked(b"calls 3 0 5000 0")
+        ended = await it.running
+        assert (ended.by, ended.limit) == (Side.BROKER, f"[session] {limit} = 0.01 s")
+
+
+async def test_nothing_has_to_be_passed_on_to_the_next_broker() -> None:
+    async with session() as it:
+        assert it.path.freeze().done()
+        it.running.cancel()
+        await asyncio.gather(it.running, return_exceptions=True)
+        it.client.send(b"still there")
+        assert it.near.recv(20) == b"still there"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"closed",
+        b"closed client x 1 2",
+        b"calls 1",
+        b"calls 1 2 3 4 5",
+        b"calls a b c d",
+        b"other",
+        b"closed client 1",
+    ],
+)
+def test_what_makes_no_sense_says_nothing(message: bytes) -> None:
+    assert control.parse(message) is None
