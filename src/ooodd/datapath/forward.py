@@ -14,15 +14,12 @@ import time
 from collections.abc import Callable
 
 from ooodd.datapath.direction import CHUNK_SIZE, Callbacks, Direction
-from ooodd.datapath.path import Ended, SessionLimits, Side
+from ooodd.datapath.path import OFFICE_OWES_FACTOR, Ended, SessionLimits, Side
 from ooodd.datapath.record import Record
 from ooodd.uno.process import ProcessReader
 
 # How long, in seconds, a client may take for the last bytes of an office that has ended.
 LINGER_LIMIT = 5.0
-# Before its first call a client and its office agree on the protocol, which takes milliseconds. If the office seems to
-# owe the client an answer, the client has so many times `first_call_timeout`: it may have asked for none.
-_OFFICE_OWES_FACTOR = 10
 
 
 class Forwarding:
@@ -252,7 +249,7 @@ class Forwarding:
 
     def _check_first_call(self, limit: float) -> None:
         """End a session whose client has not come to its first call, though it was its turn."""
-        most = self._began + _OFFICE_OWES_FACTOR * limit
+        most = self._began + OFFICE_OWES_FACTOR * limit
         if self._calls.followed and not self._calls.client_owes and time.monotonic() < most:
             self._set_timer("first_call", limit, self._check_first_call, limit)
         else:

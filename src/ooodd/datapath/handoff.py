@@ -15,11 +15,11 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from ooodd.datapath import control
 from ooodd.datapath.control import Answer, Calls, Closed, Opening
-from ooodd.datapath.path import Ended, SessionLimits, Side
+from ooodd.datapath.path import OFFICE_OWES_FACTOR, Ended, SessionLimits, Side
 from ooodd.uno.process import ProcessReader
 
 # How long an office may take, in seconds, from the end of the connection to letting go. It takes 0.2 ms, and has taken
@@ -27,9 +27,9 @@ from ooodd.uno.process import ProcessReader
 GONE_LIMIT = 1.0
 # How long it may take to answer, in seconds: its reader answers between two blocks, whatever the office does.
 _ANSWER_LIMIT = 1.0
-# As in `forward`.
-_OFFICE_OWES_FACTOR = 10
 _NO_LINGER = struct.pack("ii", 0, 0)
+
+_Work = Coroutine[None, None, None]
 
 
 class Handoff:
@@ -143,9 +143,11 @@ class Handoff:
             left = max(0.0, self._began + self._limits.timeout - time.monotonic())
             self._set_timer("timeout", left, self._exceed, "timeout", self._limits.timeout)
         if self._limits.idle_timeout is not None:
-            self._later("idle_timeout", self._limits.idle_timeout, self._check_idle)
+            limit = self._limits.idle_timeout
+            self._check_after(limit, "idle_timeout", self._check_idle, limit)
         if self._limits.first_call_timeout is not None:
-            self._later("first_call", self._limits.first_call_timeout, self._check_first_call)
+            limit = self._limits.first_call_timeout
+            self._check_after(limit, "first_call", self._check_first_call, limit)
 
     def _stop(self) -> None:
         self._reads = False
@@ -223,7 +225,7 @@ class Handoff:
         said = await self._ask(Calls, control.CALLS)
         left = limit - said.quiet if isinstance(said, Calls) and not said.under_way else limit
         if left > 0:
-            self._later("idle_timeout", left, self._check_idle, limit)
+            self._check_after(left, "idle_timeout", self._check_idle, limit)
         else:
             self._exceed("idle_timeout", limit)
 
@@ -234,8 +236,8 @@ class Handoff:
             return
         said = self._calls
         owes = said is None or said.amid_block or not said.under_way
-        if not owes and time.monotonic() < self._began + _OFFICE_OWES_FACTOR * limit:
-            self._later("first_call", limit, self._check_first_call)
+        if not owes and time.monotonic() < self._began + OFFICE_OWES_FACTOR * limit:
+            self._check_after(limit, "first_call", self._check_first_call, limit)
         else:
             self._exceed("first_call_timeout", limit)
 
@@ -253,9 +255,8 @@ class Handoff:
         if not self._done.done():
             self._done.set_result(let_go)
 
-    def _later(self, name: str, delay: float, check: Callable[[float], object], limit: float | None = None) -> None:
-        seconds = delay if limit is None else limit
-        self._set_timer(name, delay, lambda: self._spawn(check(seconds)))
+    def _check_after(self, delay: float, name: str, check: Callable[[float], _Work], limit: float) -> None:
+        self._set_timer(name, delay, lambda: self._spawn(check(limit)))
 
     def _cancel_timer(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:
@@ -265,7 +266,7 @@ class Handoff:
         self._cancel_timer(name)
         self._timers[name] = self._loop.call_later(delay, call, *arguments)
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: _Work) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+# Before its first call a client and its office agree on the protocol, which takes milliseconds. If the office seems to
+# owe the client an answer, the client has so many times `first_call_timeout`: it may have asked for none.
+OFFICE_OWES_FACTOR = 10
+
 
 class Side(StrEnum):
     """Who ended a session."""
