@@ -50,7 +50,7 @@ private:
     std::array<std::uint8_t, headSize> head{};
 };
 
-// Counts the calls of a session's client. Each direction has its thread; any thread may ask.
+// Counts the calls of one side of a session, the client, say. Each direction has its thread; any thread may ask.
 class Calls
 {
 public:

@@ -149,6 +149,7 @@ std::size_t Session::read(std::uint8_t* data, std::size_t size)
             break;
         }
         counts.received(data + got, more);
+        officeCalls.sent(data + got, more);
         bytesRead += more;
         got += more;
     }
@@ -273,7 +274,8 @@ void Session::answer()
 std::string Session::calls() const
 {
     return "calls " + std::to_string(counts.total()) + ' ' + std::to_string(counts.underWay()) + ' '
-        + std::to_string(now() - lastMoved) + (counts.isAmidBlock() ? " 1" : " 0");
+        + std::to_string(now() - lastMoved) + (counts.isAmidBlock() ? " 1 " : " 0 ")
+        + std::to_string(officeCalls.underWay());
 }
 
 // Whether the client has made so many calls and has all replies, and nothing more has come from it. The thread that reads
@@ -289,6 +291,7 @@ bool Session::isStillAt(std::string_view total) const
 void Session::write(const std::uint8_t* data, std::size_t size)
 {
     counts.sent(data, size);
+    officeCalls.received(data, size);
     bytesWritten += size;
     while (size > 0)
     {

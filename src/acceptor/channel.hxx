@@ -78,6 +78,8 @@ private:
     Descriptor client;
     Descriptor control;
     Calls counts;
+    // The office's own calls, in the same way: what is sent is received by the client.
+    Calls officeCalls;
     // What has been received from the client and not been read. Begins where `next` is.
     std::vector<std::uint8_t> buffer;
     std::size_t next = 0;

@@ -59,7 +59,7 @@ class Counted:
         under_way = int(self.calls.under_way)
         if question == b"calls":
             quiet = int(1000 * (time.monotonic() - self.moved))
-            return f"calls {self.total} {under_way} {quiet} 0".encode()
+            return f"calls {self.total} {under_way} {quiet} 0 0".encode()
         if question == b"opening":
             return b"opening " + self.opening[:4096]
         if question == f"end {self.total}".encode() and not under_way and not self._has_more():

@@ -21,7 +21,6 @@ from ooodd.broker.farewell import refuse
 from ooodd.broker.hangups import Hangups
 from ooodd.broker.kept import client_name, office_name
 from ooodd.config import Config
-from ooodd.datapath.handoff import Handoff
 from ooodd.datapath.path import DataPath, Ended, SessionLimits, Side
 from ooodd.datapath.paths import new_path
 from ooodd.errors import NoDescriptorError, WorkerLostError
@@ -261,7 +260,7 @@ class Session:
         assert tenure is not None
         client.enter(Phase.FORWARDING)
         client.read_every_byte()
-        if isinstance(tenure.path, Handoff):
+        if not tenure.path.reads_client:
             self._hangups.watch(client.connection, tenure.path.client_left)
         ended = await tenure.path.run()
         self._hangups.unwatch(client.connection)

@@ -42,6 +42,8 @@ class Calls:
     quiet: float
     # Whether the client has sent a part of a block.
     amid_block: bool
+    # How many calls of the office have no reply of the client.
+    office_waits: int
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def parse(message: bytes) -> Closed | Calls | Opening | Answer | None:
                 by, *numbers = rest.split()
                 return Closed(by == b"client", *map(int, numbers))
             case b"calls":
-                total, under_way, quiet, amid = map(int, rest.split())
-                return Calls(total, under_way, quiet / 1000, bool(amid))
+                total, under_way, quiet, amid, office_waits = map(int, rest.split())
+                return Calls(total, under_way, quiet / 1000, bool(amid), office_waits)
             case b"opening":
                 return Opening(rest)
             case b"ended" | b"busy":

@@ -11,12 +11,13 @@ What outlives the process is in a `Record`. A forwarding on a record with a hist
 import asyncio
 import socket
 import time
-from collections.abc import Callable
 
 from ooodd.datapath.direction import CHUNK_SIZE, Callbacks, Direction
 from ooodd.datapath.path import OFFICE_OWES_FACTOR, Ended, SessionLimits, Side
 from ooodd.datapath.record import Record
-from ooodd.uno.process import ProcessReader
+from ooodd.datapath.timers import Timers
+from ooodd.uno.opening import OpeningReader
+from ooodd.uno.urp import Calls
 
 # How long, in seconds, a client may take for the last bytes of an office that has ended.
 LINGER_LIMIT = 5.0
@@ -26,6 +27,7 @@ class Forwarding:
     """The data path of one session, see `DataPath`. Both sockets must not block; they stay the caller's to close."""
 
     mode = "forward"
+    reads_client = True
 
     def __init__(
         self,
@@ -43,7 +45,9 @@ class Forwarding:
         self._began = time.monotonic() if began is None else began
         record = record or Record()
         self._calls = record.calls()
-        self._reader = ProcessReader()
+        # Followed until the client's first call: the calls of the office are there to agree on the protocol.
+        self._opening = OpeningReader()
+        self._office_calls = Calls()
         self._to_office = Direction(
             client,
             office,
@@ -57,7 +61,7 @@ class Forwarding:
             client,
             record.memory,
             Record.TO_CLIENT,
-            self._calls.to_client,
+            self._read_first_answer,
             Callbacks(self._office_ended, self._client_vanished, self._check_frozen, self._fail),
         )
         self._first: Side | None = None
@@ -66,7 +70,7 @@ class Forwarding:
         # The result is whether the office has let go.
         self._done: asyncio.Future[bool] = self._loop.create_future()
         self._frozen: asyncio.Future[None] | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers(self._fail)
 
     def begin(self) -> None:
         """Do nothing: `run` begins."""
@@ -81,8 +85,7 @@ class Forwarding:
             let_go = await self._done
         finally:
             self._stop()
-            for timer in self._timers.values():
-                timer.cancel()
+            self._timers.stop()
         return Ended(
             by=self._first or Side.BROKER,
             limit=self._limit,
@@ -111,7 +114,7 @@ class Forwarding:
 
         A forwarding that goes on with a session seldom learns it.
         """
-        return self._reader.process
+        return self._opening.process
 
     def pause(self) -> None:
         """Receive nothing more from the client, until `resume`."""
@@ -155,19 +158,22 @@ class Forwarding:
         self._to_office.detach()
         self._to_client.detach()
         if not self._done.done():
-            self._set_timer("linger", LINGER_LIMIT, self._give_up)
+            self._timers.set("linger", LINGER_LIMIT, self._give_up)
+
+    def client_left(self) -> None:
+        """Do nothing: the end of file tells it."""
 
     def _start(self) -> None:
         self._to_office.start()
         self._to_client.start()
         if self._limits.timeout is not None:
             left = max(0.0, self._began + self._limits.timeout - time.monotonic())
-            self._set_timer("timeout", left, self._exceed, "timeout", self._limits.timeout)
+            self._timers.set("timeout", left, self._exceed, "timeout", self._limits.timeout)
         if self._limits.idle_timeout is not None:
-            self._set_timer("idle_timeout", self._limits.idle_timeout, self._check_idle, self._limits.idle_timeout)
+            self._timers.set("idle_timeout", self._limits.idle_timeout, self._check_idle, self._limits.idle_timeout)
         if self._limits.first_call_timeout is not None:
             limit = self._limits.first_call_timeout
-            self._set_timer("first_call", limit, self._check_first_call, limit)
+            self._timers.set("first_call", limit, self._check_first_call, limit)
 
     def _stop(self) -> None:
         self._to_office.stop()
@@ -177,10 +183,17 @@ class Forwarding:
     def _read_first(self, view: memoryview) -> None:
         """Count the calls in the client's first bytes, and look for what they tell of it."""
         self._calls.to_office(view)
-        self._reader.feed(view)
-        if self._reader.done:
+        self._office_calls.to_client(view)
+        self._opening.feed(view)
+        if self._opening.done:
             self._to_office.count_calls = self._calls.to_office
-            self._cancel_timer("first_call")
+            self._to_client.count_calls = self._calls.to_client
+            self._timers.cancel("first_call")
+
+    def _read_first_answer(self, view: memoryview) -> None:
+        """Count the calls of both sides in the office's first bytes."""
+        self._calls.to_client(view)
+        self._office_calls.to_office(view)
 
     def _last_moved(self) -> float:
         return max(self._to_office.moved, self._to_client.moved)
@@ -228,13 +241,13 @@ class Forwarding:
     # Timers
 
     def _begin_grace(self) -> None:
-        self._set_timer("grace", self._limits.grace, self._check_grace)
+        self._timers.set("grace", self._limits.grace, self._check_grace)
 
     def _check_grace(self) -> None:
         """Give the office up if it has sent nothing for the grace period, or wait on."""
         left = self._to_client.moved + self._limits.grace - time.monotonic()
         if left > 0:
-            self._set_timer("grace", left, self._check_grace)
+            self._timers.set("grace", left, self._check_grace)
         else:
             self._give_up()
 
@@ -243,15 +256,19 @@ class Forwarding:
         working = self._calls.followed and self._calls.under_way
         left = idle_timeout if working else self._last_moved() + idle_timeout - time.monotonic()
         if left > 0:
-            self._set_timer("idle_timeout", left, self._check_idle, idle_timeout)
+            self._timers.set("idle_timeout", left, self._check_idle, idle_timeout)
         else:
             self._exceed("idle_timeout", idle_timeout)
 
     def _check_first_call(self, limit: float) -> None:
         """End a session whose client has not come to its first call, though it was its turn."""
+        calls = self._calls
+        owes = self._opening.client_owes(
+            amid_block=calls.amid_block, office_waits=self._office_calls.under_way, client_waits=calls.under_way
+        )
         most = self._began + OFFICE_OWES_FACTOR * limit
-        if self._calls.followed and not self._calls.client_owes and time.monotonic() < most:
-            self._set_timer("first_call", limit, self._check_first_call, limit)
+        if calls.followed and not owes and time.monotonic() < most:
+            self._timers.set("first_call", limit, self._check_first_call, limit)
         else:
             self._exceed("first_call_timeout", limit)
 
@@ -267,19 +284,3 @@ class Forwarding:
     def _finish(self, *, let_go: bool) -> None:
         if not self._done.done():
             self._done.set_result(let_go)
-
-    def _set_timer(self, name: str, delay: float, call: Callable[..., None], *arguments: object) -> None:
-        """Call later, instead of what the timer of that name would have called."""
-        self._cancel_timer(name)
-        self._timers[name] = self._loop.call_later(delay, self._expire, call, arguments)
-
-    def _cancel_timer(self, name: str) -> None:
-        if (timer := self._timers.pop(name, None)) is not None:
-            timer.cancel()
-
-    def _expire(self, call: Callable[..., None], arguments: tuple[object, ...]) -> None:
-        try:
-            call(*arguments)
-        except BaseException as error:
-            self._fail(error)
-            raise

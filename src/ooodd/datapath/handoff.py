@@ -20,7 +20,8 @@ from collections.abc import Callable, Coroutine
 from ooodd.datapath import control
 from ooodd.datapath.control import Answer, Calls, Closed, Opening
 from ooodd.datapath.path import OFFICE_OWES_FACTOR, Ended, SessionLimits, Side
-from ooodd.uno.process import ProcessReader
+from ooodd.datapath.timers import Timers
+from ooodd.uno.opening import OpeningReader
 
 # How long an office may take, in seconds, from the end of the connection to letting go. It takes 0.2 ms, and has taken
 # 30.
@@ -36,6 +37,7 @@ class Handoff:
     """The data path of one session, see `DataPath`. Both sockets must not block; they stay the caller's to close."""
 
     mode = "handoff"
+    reads_client = False
 
     def __init__(
         self, client: socket.socket, connection: socket.socket, limits: SessionLimits, began: float | None = None
@@ -55,9 +57,9 @@ class Handoff:
         # What the office has said last, and since when the client is quiet by that.
         self._calls: Calls | None = None
         self._quiet_since: float | None = None
-        self._reader = ProcessReader()
+        self._opening = OpeningReader()
         self._asked: dict[type, asyncio.Future[Calls | Opening | Answer]] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers(self._fail)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reads = False
 
@@ -101,7 +103,7 @@ class Handoff:
     @property
     def process(self) -> bytes:
         """What tells the client's process from every other one; empty as long as that is not known."""
-        return self._reader.process
+        return self._opening.process
 
     def pause(self) -> None:
         """Do nothing: a call that comes after the last look keeps the session from ending, see `end`."""
@@ -134,14 +136,14 @@ class Handoff:
     def client_left(self) -> None:
         """Take note that the client has closed its side. The office has noticed too, unless it hangs."""
         if not self._done.done() and "grace" not in self._timers:
-            self._set_timer("grace", self._limits.grace, self._give_up, Side.CLIENT)
+            self._timers.set("grace", self._limits.grace, self._give_up, Side.CLIENT)
 
     def _start(self) -> None:
         self._reads = True
         self._loop.add_reader(self._control, self._readable)
         if self._limits.timeout is not None:
             left = max(0.0, self._began + self._limits.timeout - time.monotonic())
-            self._set_timer("timeout", left, self._exceed, "timeout", self._limits.timeout)
+            self._timers.set("timeout", left, self._exceed, "timeout", self._limits.timeout)
         if self._limits.idle_timeout is not None:
             limit = self._limits.idle_timeout
             self._check_after(limit, "idle_timeout", self._check_idle, limit)
@@ -152,14 +154,21 @@ class Handoff:
     def _stop(self) -> None:
         self._reads = False
         self._loop.remove_reader(self._control)
-        for timer in self._timers.values():
-            timer.cancel()
+        self._timers.stop()
         for task in self._tasks:
             task.cancel()
 
     # What the office says
 
     def _readable(self) -> None:
+        try:
+            self._listen()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _listen(self) -> None:
+        """Act on the office's next message."""
         try:
             message = self._control.recv(control.MESSAGE_SIZE)
         except OSError:
@@ -172,7 +181,7 @@ class Handoff:
             case Closed():
                 if self._closed is None:
                     self._closed = said
-                    self._set_timer("gone", GONE_LIMIT, self._give_up, None)
+                    self._timers.set("gone", GONE_LIMIT, self._give_up, None)
             case Calls() | Opening() | Answer():
                 if (asked := self._asked.pop(type(said), None)) is not None and not asked.done():
                     asked.set_result(said)
@@ -200,15 +209,15 @@ class Handoff:
         if not isinstance(said, Calls):
             self._calls, self._quiet_since = None, None
             return
-        if not self._reader.done:
+        if not self._opening.done:
             opening = await self._ask(Opening, control.OPENING)
-            reader = ProcessReader()
+            reader = OpeningReader()
             if isinstance(opening, Opening):
                 reader.feed(memoryview(opening.data))
-            self._reader = reader
+            self._opening = reader
         moved = time.monotonic() - said.quiet
-        if self._reader.done:
-            self._cancel_timer("first_call")
+        if self._opening.done:
+            self._timers.cancel("first_call")
         # A client that has not come to its first call has another limit.
         begins = "first_call" in self._timers
         quiet = not (begins or said.under_way or said.amid_block) and self._first is None
@@ -232,10 +241,13 @@ class Handoff:
     async def _check_first_call(self, limit: float) -> None:
         """End a session whose client has not come to its first call, though it was its turn."""
         await self._look()
-        if self._reader.done:
+        if self._opening.done:
             return
         said = self._calls
-        owes = said is None or said.amid_block or not said.under_way
+        # An office that does not answer ooodd does not answer its client.
+        owes = said is not None and self._opening.client_owes(
+            amid_block=said.amid_block, office_waits=said.office_waits > 0, client_waits=said.under_way > 0
+        )
         if not owes and time.monotonic() < self._began + OFFICE_OWES_FACTOR * limit:
             self._check_after(limit, "first_call", self._check_first_call, limit)
         else:
@@ -255,18 +267,20 @@ class Handoff:
         if not self._done.done():
             self._done.set_result(let_go)
 
+    def _fail(self, error: BaseException) -> None:
+        """End the session at once."""
+        if not self._done.done():
+            self._done.set_exception(error)
+
     def _check_after(self, delay: float, name: str, check: Callable[[float], _Work], limit: float) -> None:
-        self._set_timer(name, delay, lambda: self._spawn(check(limit)))
-
-    def _cancel_timer(self, name: str) -> None:
-        if (timer := self._timers.pop(name, None)) is not None:
-            timer.cancel()
-
-    def _set_timer(self, name: str, delay: float, call: Callable[..., None], *arguments: object) -> None:
-        self._cancel_timer(name)
-        self._timers[name] = self._loop.call_later(delay, call, *arguments)
+        self._timers.set(name, delay, lambda: self._spawn(check(limit)))
 
     def _spawn(self, work: _Work) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._worked)
+
+    def _worked(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)

@@ -57,6 +57,8 @@ class DataPath(Protocol):
 
     # "forward" or "handoff".
     mode: str
+    # Whether it reads the client's bytes, and so sees its end. If not, somebody has to tell it by `client_left`.
+    reads_client: bool
 
     def begin(self) -> None:
         """Let the client have its office: its connections are kept for the next broker. Called once, before `run`."""
@@ -75,6 +77,9 @@ class DataPath(Protocol):
 
     def office_lost(self) -> None:
         """Take note that the office's process has ended. Its last bytes are still delivered, for a limited time."""
+
+    def client_left(self) -> None:
+        """Take note that the client has closed its side. Does nothing if `reads_client`."""
 
     def pause(self) -> None:
         """Receive nothing more from the client, until `resume`. What the office sends still goes to the client."""

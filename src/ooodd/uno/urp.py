@@ -193,9 +193,9 @@ class Calls:
         return self._count != 0 or not self.followed
 
     @property
-    def client_owes(self) -> bool:
-        """Whether it is the client's turn: it has to end what it has begun, or no call is under way."""
-        return self._requests.amid_block or not self.under_way
+    def amid_block(self) -> bool:
+        """Whether the client has sent the beginning of a block and not its end."""
+        return self._requests.amid_block
 
     def to_office(self, view: memoryview) -> None:
         """Take note of bytes from the client, in their order."""

@@ -65,11 +65,11 @@ class Session:
 
     def expire(self, timer: str) -> None:
         """Let a timer expire now."""
-        handle = self.forwarding._timers[timer]
+        handle = self.forwarding._timers._set[timer]
         assert not handle.cancelled()
         call, arguments = handle._args  # a cancelled handle forgets them
         handle.cancel()
-        self.forwarding._expire(call, arguments)
+        self.forwarding._timers._expire(call, arguments)
 
     def age(self, seconds: float) -> None:
         """Let the last byte have moved so much earlier."""

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Forwarding: a client that has an office and makes no call."""
 
+import struct
+
 import pytest
 
 from datapath.sessions import REPLY, receive, send, session
 from ooodd.datapath.path import SessionLimits, Side
-from ooodd.uno.wire import request
+from ooodd.uno.wire import reply, request
 
-OPENING = request(
-    4, "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties", b".UrpProtocolPropertiesTid", b""
-)
+_PROPERTIES = "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties", b".UrpProtocolPropertiesTid"
+OPENING = request(4, *_PROPERTIES, b"")
+COMMIT = request(5, *_PROPERTIES, b"")
+# The office's number is greater, or the client's.
+YOURS, MINE = (reply(_PROPERTIES[2], struct.pack(">i", value)) for value in (1, 0))
+COMMITTED = reply(_PROPERTIES[2], b"")
 FIRST_CALL = request(0, "com.sun.star.uno.XInterface", "StarOffice.ComponentContext", b"thread", b"")
+LIMIT = "[session] first_call_timeout = 3600 s"
+CLIENT, OFFICE = "the client", "the office"
 
 
 @pytest.mark.parametrize(
@@ -26,7 +33,31 @@ async def test_a_client_that_does_not_come_to_its_first_call_is_ended(said: byte
             await receive(it.client, len(REPLY))
         it.expire("first_call")
         ended = await it.result()
-        assert (ended.by, ended.limit) == (Side.BROKER, "[session] first_call_timeout = 3600 s")
+        assert (ended.by, ended.limit) == (Side.BROKER, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("talk", "owes"),
+    [
+        ([(CLIENT, OPENING), (OFFICE, OPENING + MINE)], CLIENT),
+        ([(CLIENT, OPENING), (OFFICE, OPENING), (CLIENT, YOURS)], OFFICE),
+        ([(CLIENT, OPENING), (OFFICE, OPENING), (CLIENT, YOURS), (OFFICE, MINE)], OFFICE),
+        ([(CLIENT, OPENING), (OFFICE, OPENING), (CLIENT, YOURS), (OFFICE, MINE + COMMIT)], CLIENT),
+        ([(CLIENT, OPENING), (OFFICE, OPENING), (CLIENT, YOURS), (OFFICE, MINE + COMMIT), (CLIENT, COMMITTED)], CLIENT),
+        ([(CLIENT, OPENING), (OFFICE, OPENING + YOURS), (CLIENT, MINE)], CLIENT),
+        ([(CLIENT, OPENING), (OFFICE, OPENING + YOURS), (CLIENT, MINE + COMMIT)], OFFICE),
+        ([(CLIENT, OPENING), (OFFICE, OPENING + YOURS), (CLIENT, MINE + COMMIT), (OFFICE, COMMITTED)], CLIENT),
+    ],
+)
+async def test_whose_turn_it_is(talk: list[tuple[str, bytes]], owes: str) -> None:
+    """Amid the agreement on the protocol nobody may wait for a reply, and yet it is somebody's turn."""
+    async with session(SessionLimits(first_call_timeout=3600)) as it:
+        for who, said in talk:
+            source, sink = (it.client, it.office) if who == CLIENT else (it.office, it.client)
+            await send(source, said)
+            assert await receive(sink, len(said)) == said
+        it.expire("first_call")
+        assert it.forwarding._done.done() is (owes == CLIENT)
 
 
 async def test_an_answer_that_never_comes_does_not_keep_it() -> None:
@@ -35,7 +66,7 @@ async def test_an_answer_that_never_comes_does_not_keep_it() -> None:
         it.expire("first_call")
         it.forwarding._began -= 11 * 3600
         it.expire("first_call")
-        assert (await it.result()).limit == "[session] first_call_timeout = 3600 s"
+        assert (await it.result()).limit == LIMIT
 
 
 async def test_after_its_first_call_a_client_may_be_silent() -> None:

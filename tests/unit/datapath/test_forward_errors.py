@@ -63,7 +63,7 @@ async def see_it_end(it: Session, other: Session, way: str) -> None:
     assert not asyncio.get_running_loop().remove_reader(it.near_office)
     assert not asyncio.get_running_loop().remove_writer(it.near_client)
     assert not asyncio.get_running_loop().remove_writer(it.near_office)
-    assert all(timer.cancelled() for timer in it.forwarding._timers.values())
+    assert not it.forwarding._timers._set
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -133,7 +133,7 @@ def test_an_error_with_bytes_pending(way: str) -> None:
 def test_an_error_at_the_end_of_a_side(way: str, reset: bool) -> None:  # noqa: FBT001
     async def test() -> None:
         async with session() as it:
-            it.forwarding._set_timer = it.forwarding._finish = fail  # type: ignore[method-assign]
+            it.forwarding._timers.set = it.forwarding._finish = fail  # type: ignore[method-assign]
             if way == TO_CLIENT:
                 it.office.close()
             elif reset:

@@ -13,6 +13,7 @@ from fakes import until
 from ooodd.datapath import control, handoff
 from ooodd.datapath.handoff import Handoff
 from ooodd.datapath.path import Ended, SessionLimits, Side
+from ooodd.uno.wire import reply, request
 
 # How it ends when the client leaves in order.
 LEFT = Ended(Side.CLIENT, "", office_let_go=True, call_under_way=False, followed=True, to_office=10, to_client=20)
@@ -128,15 +129,15 @@ async def test_an_office_that_has_died_ends_the_session() -> None:
 async def test_a_session_is_quiet_since_its_last_byte_and_not_amid_a_call() -> None:
     async with session() as it:
         assert it.path.quiet_since is None
-        await it.looked(b"calls 1 0 5000 0", b"x" * 100)
+        await it.looked(b"calls 1 0 5000 0 0", b"x" * 100)
         await until(lambda: it.path._quiet_since is not None)
         before = it.path.quiet_since
         assert before is not None
         assert asyncio.get_running_loop().time() - before >= 4.9
-        await it.looked(b"calls 1 0 5100 0")
+        await it.looked(b"calls 1 0 5100 0 0")
         await until(lambda: not it.path._asked)
         assert it.path.quiet_since == before, "the same moment, whatever the clocks' steps are"
-        await it.looked(b"calls 2 1 0 0")
+        await it.looked(b"calls 2 1 0 0 0")
         await until(lambda: it.path._quiet_since is None)
 
 
@@ -144,7 +145,7 @@ async def test_it_is_ended_for_another_client_only_if_the_office_says_so() -> No
     async with session() as it:
         assert not await it.path.end(), "nobody has looked"
         assert it.path.quiet_since is None
-        await it.looked(b"calls 4 0 5000 0", b"x" * 100)
+        await it.looked(b"calls 4 0 5000 0 0", b"x" * 100)
         await until(lambda: it.path._quiet_since is not None)
         for answer, ended in ((b"busy", False), (b"ended", True)):
             end = asyncio.create_task(it.path.end())
@@ -170,12 +171,76 @@ async def test_a_limit_ends_it(limit: str) -> None:
     limits = replace(SessionLimits(), **{limit: 0.01})
     async with session(limits) as it:
         if limit == "first_call_timeout":
-            await it.looked(b"calls 0 0 5000 0", b"x" * 5)
+            await it.looked(b"calls 0 0 5000 0 0", b"x" * 5)
         elif limit == "idle_timeout":
-            await it.looked(b"calls 3 1 5000 0")  # a call may take long
-            await it.looked(b"calls 3 0 5000 0")
+            await it.looked(b"calls 3 1 5000 0 0")  # a call may take long
+            await it.looked(b"calls 3 0 5000 0 0")
         ended = await it.running
         assert (ended.by, ended.limit) == (Side.BROKER, f"[session] {limit} = 0.01 s")
+
+
+OPENING = request(4, "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties", b"tid", b"")
+COMMIT_IT = reply(b"tid", b"\0\0\0\1")
+
+
+@pytest.mark.parametrize(
+    ("calls", "opening"),
+    [
+        (b"calls 1 1 5000 0 0", OPENING),
+        (b"calls 1 0 5000 0 0", OPENING + COMMIT_IT),
+        (b"", b""),
+    ],
+    ids=["has to reply", "has to commit", "does not answer ooodd"],
+)
+async def test_a_client_does_not_owe_what_its_office_owes(
+    calls: bytes, opening: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handoff, "_ANSWER_LIMIT", 0.01)
+    async with session(SessionLimits(first_call_timeout=3600)) as it:
+        for _ in range(2):
+            it.path._spawn(it.path._check_first_call(3600))
+            if calls:
+                await it.looked(calls, opening)
+            await until(lambda: not it.path._tasks)
+            assert not it.running.done()
+        it.path._began -= 11 * 3600
+        it.path._spawn(it.path._check_first_call(3600))
+        if calls:
+            await it.looked(calls, opening)
+        assert (await it.running).limit == "[session] first_call_timeout = 3600 s"
+
+
+@pytest.mark.parametrize("calls", [b"calls 1 0 5000 1 0", b"calls 1 1 5000 0 1", b"calls 1 0 5000 0 0"])
+async def test_a_client_whose_turn_it_is_owes(calls: bytes) -> None:
+    async with session(SessionLimits(first_call_timeout=3600)) as it:
+        it.path._spawn(it.path._check_first_call(3600))
+        await it.looked(calls, OPENING)
+        assert (await it.running).by is Side.BROKER
+
+
+@pytest.mark.parametrize("where", ["timer", "task", "message"])
+async def test_an_error_ends_the_session(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    async def fail_later() -> None:
+        fail()
+
+    async with session() as it:
+        match where:
+            case "timer":
+                it.path._timers.set("test", 0, fail)
+            case "task":
+                it.path._spawn(fail_later())
+            case "message":
+                monkeypatch.setattr(control, "parse", fail)
+                it.say(b"began")
+        with pytest.raises(MemoryError):
+            await it.running
+
+
+def fail(*_: object) -> None:
+    raise MemoryError
 
 
 async def test_nothing_has_to_be_passed_on_to_the_next_broker() -> None:
@@ -194,8 +259,8 @@ async def test_nothing_has_to_be_passed_on_to_the_next_broker() -> None:
         b"closed",
         b"closed client x 1 2",
         b"calls 1",
-        b"calls 1 2 3 4 5",
-        b"calls a b c d",
+        b"calls 1 2 3 4 5 6",
+        b"calls a b c d e",
         b"other",
         b"closed client 1",
     ],
