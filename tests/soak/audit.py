@@ -18,7 +18,8 @@ from ooodd.messages import Message
 Entry = dict[str, str]
 Session = dict[str, Any]
 
-# A kill of the broker explains the end of a session if it came at most this long before the end, in seconds.
+# A kill of the broker explains the end of a session if it is at most this far from the end, in seconds. Its line can
+# come after the end, too: a client sees that the process has gone before systemd writes so.
 KILL_WINDOW = 1.0
 # An entry may be this much earlier or later than the client saw what it reports, in seconds.
 SLACK = 0.25
@@ -213,11 +214,11 @@ class Audit:
         """Return how a broker ended just before the client saw its end, or an empty text."""
         start = bisect_left(self._times, session["ended"] - KILL_WINDOW)
         for each in self._lines[start:]:
-            if each.at > session["ended"] + SLACK:
+            if each.at > session["ended"] + KILL_WINDOW:
                 break
             if KILLED in each.text:
                 return "killed"
-            if each.kind == "BROKER_HANDS_OVER":
+            if each.kind == "BROKER_HANDS_OVER" and each.at <= session["ended"] + SLACK:
                 return "restarted"
         return ""
 
