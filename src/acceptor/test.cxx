@@ -381,9 +381,9 @@ struct Place
     std::filesystem::path path;
 };
 
-void handOver(int control, std::string text, const std::vector<int>& numbers)
+void handOver(int control, const std::string& text, const std::vector<int>& numbers)
 {
-    iovec part{text.data(), text.size()};
+    iovec part{const_cast<char*>(text.data()), text.size()}; // sendmsg only reads it
     std::vector<std::uint8_t> ancillary(CMSG_SPACE(numbers.size() * sizeof(int)));
     msghdr message{};
     message.msg_iov = &part;

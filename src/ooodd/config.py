@@ -45,8 +45,6 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)\s*")
 
 # Keys that are reserved for a later version. Setting one is an error, because it would have no effect.
 _RESERVED = {"pool": {"preload"}}
-# Values of [data_path] mode that nobody can choose before the package has the acceptor (docs/acceptor.md).
-_RESERVED_MODES = ("handoff", "auto")
 
 
 def parse_duration(text: str) -> float:
@@ -278,15 +276,10 @@ def _prepare(document: dict[str, Any]) -> Iterator[str]:
                 yield from _prepare_key(section, key, value, keys, values)
 
 
-def _choices(kind: type) -> list[object]:
-    return [value for value in get_args(kind) if value not in _RESERVED_MODES]
-
-
 def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], values: dict[str, Any]) -> Iterator[str]:
     place = f"{section}.{key}"
-    if key in _RESERVED.get(section, ()) or (section == "data_path" and value in _RESERVED_MODES):
-        setting = f'{place} = "{value}"' if section == "data_path" else place
-        yield f"{setting}: not supported yet; remove it"
+    if key in _RESERVED.get(section, ()):
+        yield f"{place}: not supported yet; remove it"
     elif key not in keys:
         yield _unknown(f"{section}.", key, [*keys, *_RESERVED.get(section, ())], "key")
     elif quantity := _quantity(keys[key]):
@@ -300,7 +293,7 @@ def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], v
         isinstance(value, list) and all(isinstance(each, str) for each in value)
     ):
         yield f'{place}: must be a list of texts, such as ["{_EXAMPLES.get(key, "")}"], not {_toml(value)}'
-    elif get_origin(keys[key]) is Literal and value not in (choices := _choices(keys[key])):
+    elif get_origin(keys[key]) is Literal and value not in (choices := get_args(keys[key])):
         yield f"{place}: must be one of {', '.join(map(_toml, choices))}, not {_toml(value)}"
 
 

@@ -284,10 +284,8 @@ def test_a_limit_that_never_takes_effect_is_accepted(text: str) -> None:
         # Not among the choices.
         ('[log]\nlevel = "debug"', 'log.level: must be one of "serious", "info", "detail", not "debug"'),
         ("[log]\nlevel = 3", 'log.level: must be one of "serious", "info", "detail", not 3'),
-        ('[data_path]\nmode = "direct"', 'data_path.mode: must be one of "forward", not "direct"'),
-        ("[data_path]\nmode = {}", 'data_path.mode: must be one of "forward", not a table'),
-        # Reserved for a later version.
-        ('[data_path]\nmode = "handoff"', 'data_path.mode = "handoff": not supported yet; remove it'),
+        ('[data_path]\nmode = "direct"', 'data_path.mode: must be one of "forward", "handoff", "auto", not "direct"'),
+        ("[data_path]\nmode = {}", 'data_path.mode: must be one of "forward", "handoff", "auto", not a table'),
         # Contradictions.
         (
             "[pool]\nmax_uses = 3\nmax_uses_jitter = 3",

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ooodd.config import Config
+from ooodd.datapath.path import DataPath
 from ooodd.office.keeper import Keeper
+from ooodd.office.office import Office
 from ooodd.pool.pool import Pool, Worker
 from ooodd.systemd.peer import Peer
 
@@ -19,6 +21,10 @@ class HasPeer(Protocol):
     @property
     def peer(self) -> Peer:
         """Who is at the other end of its connection."""
+
+    @property
+    def path(self) -> DataPath | None:
+        """The data path of its session, while it has one."""
 
 
 def snapshot(
@@ -31,7 +37,7 @@ def snapshot(
     now = time.monotonic()
     oldest = pool.queue.oldest
     return {
-        "workers": [_worker(worker, keeper, clients, now) for worker in pool.workers.values()],
+        "workers": [_worker(worker, keeper, clients, now, config.data_path.mode) for worker in pool.workers.values()],
         "queue": {
             "length": len(pool.queue),
             "oldest_wait": 0.0 if oldest is None else round(now - oldest, 3),
@@ -44,7 +50,7 @@ def snapshot(
     }
 
 
-def _worker(worker: Worker, keeper: Keeper, clients: Mapping[int, HasPeer], now: float) -> dict[str, Any]:
+def _worker(worker: Worker, keeper: Keeper, clients: Mapping[int, HasPeer], now: float, wanted: str) -> dict[str, Any]:
     office = keeper.running(worker.id)
     client = None if worker.client is None else clients.get(worker.client)
     since = datetime.fromtimestamp(time.time() - (now - worker.since), UTC)
@@ -55,8 +61,18 @@ def _worker(worker: Worker, keeper: Keeper, clients: Mapping[int, HasPeer], now:
         "uses": worker.uses,
         "pid": office.pid if office else None,
         "uid": office.uid if office else None,
+        "mode": _mode(office, client, wanted),
         "memory": (office.memory() or None) if office else None,
         "since": since.isoformat(timespec="milliseconds"),
         "client": client.peer.name if client else None,
         "detail": worker.detail,
     }
+
+
+def _mode(office: Office | None, client: HasPeer | None, wanted: str) -> str | None:
+    """Return the data path of the worker's session, or else of its next one; None if it has no office."""
+    if client is not None and client.path is not None:
+        return client.path.mode
+    if office is None:
+        return None
+    return "handoff" if wanted != "forward" and office.takes_sockets else "forward"

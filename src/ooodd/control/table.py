@@ -4,7 +4,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-_COLUMNS = ("WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "CLIENT")
+_COLUMNS = ("WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "MODE", "CLIENT")
 
 
 def table(status: dict[str, Any]) -> str:
@@ -36,6 +36,7 @@ def _row(worker: dict[str, Any], now: datetime) -> tuple[str, ...]:
         str(worker["uses"]),
         str(worker["pid"] or "-"),
         f"{worker['memory'] / 2**20:.0f}M" if worker["memory"] is not None else "-",
+        worker.get("mode") or "-",  # an ooodd that is being upgraded may not have it yet
         worker["client"] or "-",
     )
 

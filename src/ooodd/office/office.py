@@ -57,6 +57,11 @@ class Office:
                 return connection
         raise WorkerLostError(f"no pipe of {self.unit} in {self.pipe_directory}")
 
+    @property
+    def takes_sockets(self) -> bool:
+        """Whether it seems to have the acceptor. Only `control` finds out."""
+        return (self.pipe_directory / control.NAME).is_socket()
+
     def control(self) -> socket.socket | None:
         """Return a control connection to the office, non-blocking, which the caller closes; None if it has no acceptor.
 

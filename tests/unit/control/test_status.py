@@ -3,11 +3,14 @@
 
 import json
 import os
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from fakes import FakeSupervisor, ListNotifier
 from ooodd.config import Config, parse
@@ -18,8 +21,8 @@ from ooodd.office.office import Office
 from ooodd.pool.pool import Pool, State, Totals, Worker
 from ooodd.systemd.peer import Peer
 
-# The names that DESIGN fixes, and "detail", which says why a worker failed.
-WORKER = {"id", "unit", "state", "uses", "pid", "uid", "memory", "since", "client", "detail"}
+# The names that DESIGN fixes, and two of later versions: "detail", why a worker failed, and "mode".
+WORKER = {"id", "unit", "state", "uses", "pid", "uid", "memory", "mode", "since", "client", "detail"}
 # PID_MAX_LIMIT is 2**22.
 NO_PROCESS = 2**22 + 1
 
@@ -55,8 +58,9 @@ def a_keeper(**pids: int) -> Keeper:
     return keeper
 
 
-def a_client(name: str) -> SimpleNamespace:
-    return SimpleNamespace(peer=Peer(name, name.rpartition(":")[0]))
+def a_client(name: str, mode: str = "") -> SimpleNamespace:
+    path = SimpleNamespace(mode=mode) if mode else None
+    return SimpleNamespace(peer=Peer(name, name.rpartition(":")[0]), path=path)
 
 
 def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
@@ -92,6 +96,36 @@ def test_a_busy_worker_names_its_client_and_another_s_client_is_not_named() -> N
     first, second = snapshot(pool, a_keeper(), clients, Config())["workers"]
     assert (first["state"], first["uses"], first["client"]) == ("busy", 3, "192.0.2.1:5")
     assert (second["state"], second["client"]) == ("inspecting", None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "acceptor", "session", "mode"),
+    [
+        ("forward", True, "", "forward"),
+        ("auto", True, "", "handoff"),
+        ("handoff", True, "", "handoff"),
+        ("auto", False, "", "forward"),
+        ("handoff", False, "", "forward"),
+        ("forward", True, "handoff", "handoff"),
+        ("handoff", True, "forward", "forward"),
+    ],
+)
+def test_a_worker_has_the_mode_of_its_session_or_of_its_next(
+    wanted: str,
+    acceptor: bool,  # noqa: FBT001
+    session: str,
+    mode: str,
+    tmp_path: Path,
+) -> None:
+    keeper = Keeper(FakeSupervisor(tmp_path), cast(Any, ListNotifier()), 60, 60)
+    keeper.adopt(1, Office("fake", os.getpid(), os.getuid(), tmp_path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        if acceptor:
+            listener.bind(str(tmp_path / "clients"))
+        pool, clients = a_pool(a_worker(state=State.BUSY, client=7)), {7: a_client("192.0.2.1:5", session)}
+        config = parse(f'[data_path]\nmode = "{wanted}"', "test")
+        (worker,) = snapshot(pool, keeper, clients, config)["workers"]
+    assert worker["mode"] == mode
 
 
 def test_a_worker_that_failed_says_why_and_has_no_office() -> None:
@@ -142,9 +176,9 @@ def test_the_table_shows_the_snapshot() -> None:
         totals=Totals(sessions=1),
     )
     lines = table(snapshot(pool, a_keeper(w2=NO_PROCESS), {7: a_client("192.0.2.1:5")}, Config())).splitlines()
-    assert lines[0].split() == ["WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "CLIENT"]
-    assert lines[1].split() == ["1", "failed", "2min", "0", "-", "-", "-"]
-    assert lines[2].split() == ["2", "busy", "3s", "12", str(NO_PROCESS), "-", "192.0.2.1:5"]
+    assert lines[0].split() == ["WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "MODE", "CLIENT"]
+    assert lines[1].split() == ["1", "failed", "2min", "0", "-", "-", "-", "-"]
+    assert lines[2].split() == ["2", "busy", "3s", "12", str(NO_PROCESS), "-", "forward", "192.0.2.1:5"]
     assert lines[3] == ""
     assert lines[4].startswith("1 waiting, the first for ")
     assert lines[5] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty, 0 reclaimed"
