@@ -166,6 +166,72 @@ def tcp(addresses: list[list[Any]]) -> Findings:
     }
 
 
+def handed(parameter: list[Any]) -> Findings:
+    """Make the client's own socket, which is one of the machine's network, into one to a server. Given: host, port, file.
+
+    Nobody is connected any more to be told what is found. So it goes into the file, or to stderr if there is none.
+    """
+    host, port, path = parameter
+    own = next(filter(None, map(tcp_socket, sorted(map(int, os.listdir("/proc/self/fd"))))))
+    no_address = ctypes.create_string_buffer(16)  # of the family AF_UNSPEC
+
+    def reconnect() -> None:
+        own.setblocking(True)
+        own.connect((host, port))
+        own.sendall(b"attack by connect")
+
+    def fast_open() -> None:
+        own.setblocking(True)
+        own.sendto(b"attack by MSG_FASTOPEN", 0x20000000, (host, port))
+
+    def disconnect() -> None:
+        with contextlib.suppress(OSError):  # first what has been sent has to arrive
+            own.settimeout(2)
+            own.shutdown(socket.SHUT_WR)
+            own.recv(1)
+        call(LIBC.connect, own.fileno(), no_address, 16)
+
+    found = {
+        "io_uring": tried(lambda: os.close(system_call(425, 8, ctypes.create_string_buffer(120)))),
+        "SO_MARK": tried(lambda: own.setsockopt(socket.SOL_SOCKET, 36, 1)),
+        "TCP_REPAIR": tried(lambda: own.setsockopt(socket.IPPROTO_TCP, 19, 1)),
+    }
+    if found["TCP_REPAIR"] == ALLOWED:
+        own.setsockopt(socket.IPPROTO_TCP, 19, 0)
+    found["disconnect"] = tried(lambda: call(LIBC.connect, own.fileno(), no_address, 16))
+    if found["disconnect"] != ALLOWED:
+        # The other way: the client ends the connection.
+        own.shutdown(socket.SHUT_RDWR)
+        end = time.monotonic() + 0.8
+        while own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b"\7" and time.monotonic() < end:
+            pass
+        found["closed"] = str(time.monotonic() < end)
+    found["connect"] = tried(reconnect)
+    tried(disconnect)
+    found["MSG_FASTOPEN"] = tried(fast_open).removeprefix(f"{ALLOWED}, ")  # EISCONN: no
+    tried(disconnect)
+    found["listen"] = tried(lambda: own.listen()).removeprefix(f"{ALLOWED}, ")  # EINVAL: no
+    line = f"handed {json.dumps(found)}\n".encode()
+    if path:
+        Path(path).write_bytes(line)
+    else:
+        os.write(2, line)
+    return found
+
+
+def tcp_socket(number: int) -> socket.socket | None:
+    """Return a duplicate of a descriptor that is a connection by TCP."""
+    try:
+        own = socket.socket(fileno=os.dup(number))
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        if own.family == socket.AF_INET and own.type == socket.SOCK_STREAM and own.getpeername():
+            return own
+    own.close()
+    return None
+
+
 def peers(paths: list[str]) -> Findings:
     """Reach other processes by their sockets in the file system: by connecting, and by a message without connecting."""
 
@@ -427,7 +493,7 @@ def facts(_: object) -> Findings:
 ATTACKS: dict[str, Callable[[Any], Findings]] = {
     function.__name__: function
     for function in (
-        *(read, walk, write, fill, execute, devices, networks, tcp, peers, all_sockets, ipc, keyring, namespaces),
+        *(read, walk, write, fill, execute, devices, networks, tcp, handed, peers, all_sockets, ipc, keyring, namespaces),
         *(mounts, processes, privileges, kernel, stderr, processes_without_end, memory, spin, stay, facts),
     )
 }
