@@ -167,12 +167,12 @@ def tcp(addresses: list[list[Any]]) -> Findings:
 
 
 def handed(parameter: list[Any]) -> Findings:
-    """Make the client's own socket, which is one of the machine's network, into one to a server. Given: host, port, file.
+    """Make the client's own socket, which is one of the machine's network, into one to a server: host, port, report file.
 
-    Nobody is connected any more to be told what is found. So it goes into the file, or to stderr if there is none.
+    Nobody is connected any more to be told what is found. Without a file it goes to stderr.
     """
     host, port, path = parameter
-    own = next(filter(None, map(tcp_socket, sorted(map(int, os.listdir("/proc/self/fd"))))))
+    own = next(filter(None, map(tcp_socket, sorted(int(each.name) for each in Path("/proc/self/fd").iterdir()))))
     no_address = ctypes.create_string_buffer(16)  # of the family AF_UNSPEC
 
     def reconnect() -> None:
@@ -210,7 +210,7 @@ def handed(parameter: list[Any]) -> Findings:
     tried(disconnect)
     found["MSG_FASTOPEN"] = tried(fast_open).removeprefix(f"{ALLOWED}, ")  # EISCONN: no
     tried(disconnect)
-    found["listen"] = tried(lambda: own.listen()).removeprefix(f"{ALLOWED}, ")  # EINVAL: no
+    found["listen"] = tried(own.listen).removeprefix(f"{ALLOWED}, ")  # EINVAL: no
     line = f"handed {json.dumps(found)}\n".encode()
     if path:
         Path(path).write_bytes(line)
@@ -493,7 +493,22 @@ def facts(_: object) -> Findings:
 ATTACKS: dict[str, Callable[[Any], Findings]] = {
     function.__name__: function
     for function in (
-        *(read, walk, write, fill, execute, devices, networks, tcp, handed, peers, all_sockets, ipc, keyring, namespaces),
+        *(
+            read,
+            walk,
+            write,
+            fill,
+            execute,
+            devices,
+            networks,
+            tcp,
+            handed,
+            peers,
+            all_sockets,
+            ipc,
+            keyring,
+            namespaces,
+        ),
         *(mounts, processes, privileges, kernel, stderr, processes_without_end, memory, spin, stay, facts),
     )
 }

@@ -33,6 +33,8 @@ from service import (
 # How many brokers are killed under load, and restarted: in the inner ring of tests, and in the outer one.
 KILLS = [6, pytest.param(int(os.environ.get("OOODD_TESTS_BROKER_KILLS", "30")), marks=pytest.mark.long)]
 RESTARTS = [3, pytest.param(20, marks=pytest.mark.long)]
+# Whether sessions are handed over: then a broker has no byte of them, and loses none.
+HANDED_OVER = os.environ.get("OOODD_TESTS_MODE") == "handoff"
 # The port 2002 in a TCP table of /proc.
 PORT = ":07D2"
 LISTENS = "0A"
@@ -180,6 +182,8 @@ def test_brokers_killed_under_load_cost_only_the_sessions_that_the_journal_names
         herd.stop()
         found = visits(herd)
     pids = [finish(client)[0].get("pid") for client, _ in holders]
+    if HANDED_OVER:
+        assert service.lines(messages.SESSION_LOST, moment) == []
     never_begun = service.lines(messages.CLIENT_LOST, moment)
     lost = {line["OOODD_CLIENT"] for line in (*service.lines(messages.SESSION_LOST, moment), *never_begun)}
     failed = [visit for visit in found if visit.session.error]
