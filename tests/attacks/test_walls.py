@@ -151,7 +151,12 @@ def test_no_program_of_its_own_runs(scene: Scene) -> None:
     assert allowed(scene.attack(POOL, "execute")) == set()
 
 
-CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+# It is a pipe, or the socket of the acceptor.
+CONNECT = """
+import socket, sys
+kind = socket.SOCK_SEQPACKET if sys.argv[1].endswith("/clients") else socket.SOCK_STREAM
+socket.socket(socket.AF_UNIX, kind).connect(sys.argv[1])
+"""
 
 
 def test_nobody_reaches_an_office_past_the_broker(scene: Scene) -> None:
@@ -159,7 +164,7 @@ def test_nobody_reaches_an_office_past_the_broker(scene: Scene) -> None:
     machine = scene.machine
     machine.run("useradd", "--groups", "ooodd", "insider", check=True)
     number = scene.service.wait_idle()[0]["id"]
-    pipe = machine.run("find", f"/run/ooodd-worker/{number}", "-name", "OSL_PIPE_*_uno", check=True).stdout.strip()
+    pipe = machine.run("find", f"/run/ooodd-worker/{number}", "-type", "s", check=True).stdout.strip()
     connect = (PYTHON, "-c", CONNECT, pipe)
     assert "PermissionError" in machine.run(*connect, user="insider").stderr
     machine.run("chmod", "750", f"/run/ooodd-worker/{number}", check=True)

@@ -22,6 +22,9 @@ from places import CLIENTS, PYTHON
 CONFIGURATION = "/etc/ooodd/ooodd.toml"
 # How long a test waits for anything, in seconds. It only ends a hang: a start takes 0.3 s on an idle machine.
 PATIENCE = 30.0
+# Whether sessions are handed over where a test does not say otherwise (`make test-handoff`).
+MODE = os.environ.get("OOODD_TESTS_MODE", "")
+HANDED_OVER = MODE == "handoff"
 IN_SERVICE = ("idle", "busy", "inspecting")
 
 
@@ -221,8 +224,7 @@ def for_tests(text: str, *, reclaims: bool = False) -> str:
 
 def handed_off(text: str) -> str:
     """The configuration, with the data path that OOODD_TESTS_MODE names unless it names one."""
-    mode = os.environ.get("OOODD_TESTS_MODE", "")
-    return f'{text}\n[data_path]\nmode = "{mode}"\n' if mode and "data_path" not in text else text
+    return f'{text}\n[data_path]\nmode = "{MODE}"\n' if MODE and "data_path" not in text else text
 
 
 def several_uses(text: str) -> str:

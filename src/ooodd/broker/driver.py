@@ -17,6 +17,7 @@ from ooodd.broker.access import Access
 from ooodd.broker.client import Client, Refused
 from ooodd.broker.reclaimer import Reclaimer
 from ooodd.config import Config
+from ooodd.datapath.path import DataPath
 from ooodd.errors import describe
 from ooodd.journal import Journal
 from ooodd.office.keeper import Keeper, Verdict
@@ -37,6 +38,8 @@ _ABORTED = (
     "; it aborted, as LibreOffice 25.2 does when it reads a stream that the client implements: let the office have the "
     "stream (clients.md)"
 )
+# How long the pool waits for what offices say of their sessions, in seconds. They take a millisecond.
+_LOOK_LIMIT = 0.1
 # Reasons to stop a worker that are not worth a line: the broker's own lines tell.
 _EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED, Reason.OUTDATED, Reason.RECLAIMED})
 
@@ -66,6 +69,7 @@ class Driver:
         self.changed: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._closed = False
         # Whether it has been said that sessions are forwarded though they were to be handed off.
         self._told_of_forwarding = False
@@ -86,6 +90,8 @@ class Driver:
         self.keeper.ignore_losses()
         if self._timer is not None:
             self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
 
     async def close(self) -> None:
         """Stop, and cancel what is under way for workers."""
@@ -274,9 +280,31 @@ class Driver:
 
     def _tick(self) -> None:
         self._timer = None
+        if self._looking is not None:
+            return
+        if unseen := [path for path in self._paths().values() if not path.reads_client]:
+            self._looking = asyncio.create_task(self._look_and_tick(unseen), name="look at the sessions")
+        else:
+            self._tick_now()
+
+    async def _look_and_tick(self, paths: Iterable[DataPath]) -> None:
+        """Have the offices say what becomes of their sessions, before the pool decides by that."""
+        looks = [asyncio.create_task(path.look()) for path in paths]
+        try:
+            await asyncio.wait(looks, timeout=_LOOK_LIMIT)
+        finally:
+            for look in looks:
+                look.cancel()
+            self._looking = None
+        self._tick_now()
+
+    def _tick_now(self) -> None:
+        looks = {session: Look(path.quiet_since, path.process) for session, path in self._paths().items()}
+        self.do(self.pool.tick(time.monotonic(), looks))
+
+    def _paths(self) -> dict[int, DataPath]:
+        """Return the data paths of the sessions that have a worker."""
         holders = [
             self.clients[worker.client] for worker in self.pool.workers.values() if worker.client in self.clients
         ]
-        paths = {client.session: client.path for client in holders if client.path is not None}
-        looks = {session: Look(path.quiet_since, path.process) for session, path in paths.items()}
-        self.do(self.pool.tick(time.monotonic(), looks))
+        return {client.session: client.path for client in holders if client.path is not None}

@@ -97,6 +97,9 @@ class Forwarding:
             reclaimed=self._reclaimed,
         )
 
+    async def look(self) -> None:
+        """Do nothing: what passes is seen."""
+
     @property
     def quiet_since(self) -> float | None:
         """Since when no byte has moved, in seconds of `time.monotonic`; None while a call is, or may be, under way.

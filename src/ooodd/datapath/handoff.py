@@ -93,11 +93,18 @@ class Handoff:
             reclaimed=self._reclaimed,
         )
 
+    async def look(self) -> None:
+        """Ask the office, which answers within a millisecond unless it hangs."""
+        if not self._done.done() and self._reads:
+            try:
+                await self._look()
+            except asyncio.CancelledError:
+                self._quiet_since = None
+                raise
+
     @property
     def quiet_since(self) -> float | None:
-        """What is known of it from the last time that somebody asked. The office is asked again meanwhile."""
-        if not self._done.done() and self._reads:
-            self._spawn(self._look())
+        """Since when no byte has moved, as the last look has found it; None while a call is, or may be, under way."""
         return self._quiet_since
 
     @property
@@ -120,6 +127,7 @@ class Handoff:
             return False
         self._first = Side.BROKER
         self._reclaimed = True
+        self._await_gone()
         return True
 
     def freeze(self) -> "asyncio.Future[None]":
@@ -181,7 +189,7 @@ class Handoff:
             case Closed():
                 if self._closed is None:
                     self._closed = said
-                    self._timers.set("gone", GONE_LIMIT, self._give_up, None)
+                    self._await_gone()
             case Calls() | Opening() | Answer():
                 if (asked := self._asked.pop(type(said), None)) is not None and not asked.done():
                     asked.set_result(said)
@@ -254,10 +262,17 @@ class Handoff:
             self._exceed("first_call_timeout", limit)
 
     def _exceed(self, limit: str, seconds: float) -> None:
+        """End the client's connection. The office then tells what it knows of the session, and lets go."""
         if self._first is None and self._closed is None:
             self._first = Side.BROKER
             self._limit = f"[session] {limit} = {seconds:g} s"
-        self._finish(let_go=False)
+            with contextlib.suppress(OSError):
+                self._client.shutdown(socket.SHUT_RDWR)
+            self._await_gone()
+
+    def _await_gone(self) -> None:
+        if "gone" not in self._timers:
+            self._timers.set("gone", GONE_LIMIT, self._give_up, None)
 
     def _give_up(self, by: Side | None) -> None:
         self._first = self._first or by

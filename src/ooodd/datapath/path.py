@@ -90,6 +90,9 @@ class DataPath(Protocol):
     async def end(self) -> bool:
         """End the session for the sake of another client. False if its client has made a call since the last look."""
 
+    async def look(self) -> None:
+        """Find out anew what `quiet_since` and `process` tell. Does nothing if `reads_client`."""
+
     @property
     def quiet_since(self) -> float | None:
         """Since when no byte has moved, in seconds of `time.monotonic`; None while a call is, or may be, under way.

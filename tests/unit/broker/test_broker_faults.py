@@ -111,17 +111,19 @@ class Scene:
         elif event == "vanished":
             await office.close()
         elif event == "probed":
-            self.probe_all()
+            await self.probe_all()
         else:
             office.fault = event
 
-    def probe_all(self) -> None:
+    async def probe_all(self) -> None:
         """Make the broker probe every idle worker now."""
+        driver = self.it.broker.driver
         workers = self.it.broker.pool.workers
         for worker in workers.first(State.IDLE, len(workers)):
             workers.probes.discard(worker.id)
             workers.probes.add(worker.id, float("-inf"))
-        self.it.broker.driver._tick()
+        driver._tick()
+        await until(lambda: driver._looking is None)
 
     async def recover(self) -> None:
         """Wait until nothing changes any more, and check that no bystander and no worker is missing."""
@@ -133,7 +135,7 @@ class Scene:
         for _ in range(2):
             await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
             await until(lambda: not keeper._tasks)
-            self.probe_all()  # finds the faults that the broker has not noticed yet
+            await self.probe_all()  # finds the faults that the broker has not noticed yet
         await until(lambda: sorted(states(it.broker.pool)) == [State.BUSY] * alive + [State.IDLE] * (3 - alive))
         await until(lambda: not keeper._tasks)
         for number, client in enumerate(self.bystanders):
@@ -251,7 +253,7 @@ async def waiting(at: Scene, victim: FakeClient, other: FakeClient) -> int:
 async def waiting_for_a_probe(at: Scene, victim: FakeClient, _: FakeClient) -> int:
     number = at.third_worker
     at.it.supervisor.offices[number].fault = "deaf"
-    at.probe_all()
+    await at.probe_all()
     await victim.send(OPENING)
     await until(lambda: at.it.broker.pool.queue)
     return number
@@ -497,7 +499,7 @@ async def test_waiting_clients_without_a_descriptor_are_refused_and_the_rest_ser
 async def test_a_probe_without_a_descriptor_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scene() as at:
         shortage = NoDescriptors(monkeypatch, 1)
-        at.probe_all()
+        await at.probe_all()
         assert State.INSPECTING in states(at.it.broker.pool)
         await until(lambda: State.IDLE in states(at.it.broker.pool))
         assert shortage.left == 0

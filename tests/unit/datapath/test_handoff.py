@@ -24,6 +24,7 @@ class Scene:
 
     def __init__(self, limits: SessionLimits) -> None:
         self.client, self.near = socket.socketpair()
+        self.client.setblocking(False)  # noqa: FBT003
         self.office, near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)  # noqa: FBT003
         self.office.setblocking(False)  # noqa: FBT003
@@ -37,8 +38,12 @@ class Scene:
     def say(self, text: bytes) -> None:
         self.office.send(text)
 
+    def look(self) -> None:
+        """Have the broker ask."""
+        self.path._spawn(self.path.look())
+
     async def looked(self, calls: bytes, opening: bytes = b"") -> None:
-        """Have the broker look, and answer it."""
+        """Answer the broker when it looks."""
         assert await self.heard() == b"calls"
         self.say(calls)
         if opening:
@@ -106,7 +111,7 @@ async def test_an_office_that_does_not_let_go_is_given_up(monkeypatch: pytest.Mo
 async def test_the_last_word_of_an_office_that_leaves_a_question_is_heard() -> None:
     """A unix socket whose peer closes with unread data reports an error before what is still to be read."""
     async with session() as it:
-        assert it.path.quiet_since is None
+        it.look()
         await asyncio.sleep(0)
         it.say(b"closed client 0 10 20")
         it.office.close()
@@ -129,14 +134,17 @@ async def test_an_office_that_has_died_ends_the_session() -> None:
 async def test_a_session_is_quiet_since_its_last_byte_and_not_amid_a_call() -> None:
     async with session() as it:
         assert it.path.quiet_since is None
+        it.look()
         await it.looked(b"calls 1 0 5000 0 0", b"x" * 100)
         await until(lambda: it.path._quiet_since is not None)
         before = it.path.quiet_since
         assert before is not None
         assert asyncio.get_running_loop().time() - before >= 4.9
+        it.look()
         await it.looked(b"calls 1 0 5100 0 0")
-        await until(lambda: not it.path._asked)
+        await until(lambda: not it.path._tasks)
         assert it.path.quiet_since == before, "the same moment, whatever the clocks' steps are"
+        it.look()
         await it.looked(b"calls 2 1 0 0 0")
         await until(lambda: it.path._quiet_since is None)
 
@@ -144,7 +152,7 @@ async def test_a_session_is_quiet_since_its_last_byte_and_not_amid_a_call() -> N
 async def test_it_is_ended_for_another_client_only_if_the_office_says_so() -> None:
     async with session() as it:
         assert not await it.path.end(), "nobody has looked"
-        assert it.path.quiet_since is None
+        it.look()
         await it.looked(b"calls 4 0 5000 0 0", b"x" * 100)
         await until(lambda: it.path._quiet_since is not None)
         for answer, ended in ((b"busy", False), (b"ended", True)):
@@ -160,7 +168,7 @@ async def test_it_is_ended_for_another_client_only_if_the_office_says_so() -> No
 async def test_an_office_that_does_not_answer_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handoff, "_ANSWER_LIMIT", 0.01)
     async with session() as it:
-        assert it.path.quiet_since is None
+        it.look()
         await until(lambda: not it.path._tasks)
         assert it.path.quiet_since is None
         assert not await it.path.end()
@@ -175,8 +183,31 @@ async def test_a_limit_ends_it(limit: str) -> None:
         elif limit == "idle_timeout":
             await it.looked(b"calls 3 1 5000 0 0")  # a call may take long
             await it.looked(b"calls 3 0 5000 0 0")
+        assert await asyncio.get_running_loop().sock_recv(it.client, 10) == b"", "the client hears it at once"
+        it.say(b"closed client 0 10 20")
+        it.office.close()
+        assert await it.running == replace(LEFT, by=Side.BROKER, limit=f"[session] {limit} = 0.01 s")
+
+
+async def test_a_limit_ends_the_session_of_an_office_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handoff, "GONE_LIMIT", 0.01)
+    async with session(SessionLimits(timeout=0.01)) as it:
         ended = await it.running
-        assert (ended.by, ended.limit) == (Side.BROKER, f"[session] {limit} = 0.01 s")
+        assert (ended.by, ended.limit) == (Side.BROKER, "[session] timeout = 0.01 s")
+        assert ended.call_under_way
+        assert not ended.office_let_go
+
+
+async def test_of_a_session_that_nobody_tells_of_nothing_is_known() -> None:
+    async with session() as it:
+        it.look()
+        await it.looked(b"calls 1 0 5000 0 0", b"x" * 100)
+        await until(lambda: it.path.quiet_since is not None)
+        looking = asyncio.create_task(it.path.look())
+        assert await it.heard() == b"calls"
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        assert it.path.quiet_since is None
 
 
 OPENING = request(4, "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties", b"tid", b"")
@@ -207,6 +238,8 @@ async def test_a_client_does_not_owe_what_its_office_owes(
         it.path._spawn(it.path._check_first_call(3600))
         if calls:
             await it.looked(calls, opening)
+        await until(lambda: it.path._first is not None)
+        it.office.close()
         assert (await it.running).limit == "[session] first_call_timeout = 3600 s"
 
 
@@ -215,6 +248,8 @@ async def test_a_client_whose_turn_it_is_owes(calls: bytes) -> None:
     async with session(SessionLimits(first_call_timeout=3600)) as it:
         it.path._spawn(it.path._check_first_call(3600))
         await it.looked(calls, OPENING)
+        await until(lambda: it.path._first is not None)
+        it.office.close()
         assert (await it.running).by is Side.BROKER
 
 
