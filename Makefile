@@ -10,6 +10,7 @@ FUZZ_VENV = build/fuzz-venv
 RUNS = 1000000
 SESSIONS = 2000
 SEED = 1
+MODE = forward
 SUITE = trixie
 TARGET = demo
 PYTEST = $(PYTHON) -m pytest
@@ -54,8 +55,8 @@ test-acceptor: test-tools ## Run the tests of the acceptor's C++, with AddressSa
 	$(MAKE) -C src/acceptor check
 
 .PHONY: test-handoff
-test-handoff: test-tools ## Run the broker's tests with [data_path] mode = "handoff" and a fake acceptor
-	OOODD_TESTS_MODE=handoff $(PYTEST) tests/unit/broker $(PYTEST_ARGS)
+test-handoff: test-tools deb ## Run the tests of broker, machine and attacks with [data_path] mode = "handoff"
+	OOODD_TESTS_MODE=handoff $(PYTEST) -m "not long" tests/unit/broker tests/machine tests/attacks $(PYTEST_ARGS)
 
 .PHONY: test-office
 test-office: test-tools ## Run the tests that need LibreOffice, but no systemd
@@ -78,8 +79,8 @@ tests-root: ## Make build/roots/SUITE, a Debian to test on: OOODD_TESTS_ROOT=bui
 	packaging/tests-root $(SUITE)
 
 .PHONY: soak
-soak: test-tools deb ## Run thousands of sessions with random faults, and account for each (SESSIONS=2000 SEED=1)
-	tests/soak/run --sessions $(SESSIONS) --seed $(SEED) $(SOAK_ARGS)
+soak: test-tools deb ## Run thousands of sessions with random faults, and account for each (SESSIONS=2000 SEED=1 MODE=forward)
+	OOODD_TESTS_MODE=$(MODE) tests/soak/run --sessions $(SESSIONS) --seed $(SEED) $(SOAK_ARGS)
 
 .PHONY: fuzz
 fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guided by coverage (RUNS=1000000)

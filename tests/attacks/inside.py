@@ -167,7 +167,7 @@ def tcp(addresses: list[list[Any]]) -> Findings:
 
 
 def handed(parameter: list[Any]) -> Findings:
-    """Make the client's own socket, which is one of the machine's network, into one to a server: host, port, report file.
+    """Make the client's own socket, which is one of the machine's network, into one to a server: host, port, report.
 
     Nobody is connected any more to be told what is found. Without a file it goes to stderr.
     """

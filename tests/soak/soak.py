@@ -8,6 +8,7 @@ must explain what each client saw. At the end the pool must be complete, no desc
 stop no office. If anything is unexplained, the exit status is 1 and a list says what. The records are in build/soak.
 
 Each office serves ten sessions or so, and no session is reclaimed. With --defaults, both are as the package has them.
+OOODD_TESTS_MODE names the data path.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import plan
 from audit import Audit, Report
 from machine import SOURCE_TREE, Machine, missing
 from places import DOCUMENTS_INSIDE, PYTHON
-from service import Service, show_to_offices
+from service import Service, handed_off, show_to_offices
 
 HERE = Path(__file__).resolve().parent
 RECORDS = SOURCE_TREE / "build" / "soak"
@@ -84,7 +85,8 @@ class Soak:
         limits = "[Journal]\nRateLimitBurst=0\nRuntimeMaxUse=4G\nRuntimeMaxFileSize=1G\n"
         self.machine.put("/etc/systemd/journald.conf.d/soak.conf", limits)
         self.machine.run("systemctl", "restart", "systemd-journald.service", check=True)
-        self.machine.put(OTHER_CONFIGURATION, CONFIGURATION.format(workers=3, least=MIN_WORKERS, **self.settings))
+        other = CONFIGURATION.format(workers=3, least=MIN_WORKERS, **self.settings)
+        self.machine.put(OTHER_CONFIGURATION, handed_off(other))
         self.service.configure(CONFIGURATION.format(workers=4, least=MIN_WORKERS, **self.settings))
         self.service.start()
         self.service.wait_idle()
