@@ -155,7 +155,7 @@ def test_without_descriptors_sessions_go_on_and_new_clients_wait_or_are_refused(
     office, totals = service.serves(), service.totals()
     assert service.main_pid() == broker
     assert (totals["crashed"], totals["hung"], totals["dirty"]) == (0, 0, 0)
-    # Where clients are handed over, a probe takes three descriptors, and a session has two: then its office is replaced.
+    # Where clients are handed over, a probe takes three descriptors, and a session has two: its office is replaced.
     if not HANDED_OVER:
         assert office in pids, "an office was recycled though it was healthy"
         assert totals["recycled"] == 0
