@@ -18,8 +18,7 @@ from ooodd.messages import Message
 Entry = dict[str, str]
 Session = dict[str, Any]
 
-# A kill of the broker explains the end of a session if it is at most this far from the end, in seconds. Its line can
-# come after the end, too: a client sees that the process has gone before systemd writes so.
+# A kill of the broker explains the end of a session if it came at most this long before the end, in seconds.
 KILL_WINDOW = 1.0
 # An entry may be this much earlier or later than the client saw what it reports, in seconds.
 SLACK = 0.25
@@ -177,13 +176,20 @@ class Audit:
                 return f"lost with the broker: {reported.text.split(': ')[-1]}"
             case "CLIENT_LOST" | "CLIENT_LEFT" as kind:
                 return LEFT[kind]
-            case "CLIENT_REFUSED" if session["whose"] == "own":
-                return "refused as it left"
+            case "CLIENT_REFUSED":
+                return self._why_refusal_ended(session, reported)
             case "SESSION_END":
                 return self._why_session_ended(session, reported)
             case "SESSION_RECLAIMED":  # any may be slow for a second, on a busy machine
                 return "it was quiet, and its office was needed"
         return ""
+
+    def _why_refusal_ended(self, session: Session, refused: Line) -> str:
+        if session["whose"] == "own":
+            return "refused as it left"
+        # A client may be in a pause, and see late that nobody says the rest of its refusal.
+        how = self._broker_ended(session, refused.at)
+        return f"the broker was {how} as it refused it" if how else ""
 
     def _why_session_ended(self, session: Session, end: Line) -> str:
         fault = self._fault_of_office(end)
@@ -210,15 +216,15 @@ class Audit:
                     return "ended by itself"
         return ""
 
-    def _broker_ended(self, session: Session) -> str:
-        """Return how a broker ended just before the client saw its end, or an empty text."""
-        start = bisect_left(self._times, session["ended"] - KILL_WINDOW)
+    def _broker_ended(self, session: Session, since: float | None = None) -> str:
+        """Return how a broker ended just before the client saw its end, or since a time, or an empty text."""
+        start = bisect_left(self._times, session["ended"] - KILL_WINDOW if since is None else since)
         for each in self._lines[start:]:
-            if each.at > session["ended"] + KILL_WINDOW:
+            if each.at > session["ended"] + SLACK:
                 break
             if KILLED in each.text:
                 return "killed"
-            if each.kind == "BROKER_HANDS_OVER" and each.at <= session["ended"] + SLACK:
+            if each.kind == "BROKER_HANDS_OVER":
                 return "restarted"
         return ""
 
