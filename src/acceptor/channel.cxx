@@ -368,42 +368,63 @@ Listener::~Listener() = default;
 
 std::unique_ptr<Session> Listener::accept()
 {
-    while (wait())
+    std::vector<pollfd> sources;
+    while (true)
     {
-        Descriptor control(accept4(socket.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-        if (!control)
+        sources.assign({{stopped.get(), POLLIN, 0}, {socket.get(), POLLIN, 0}});
+        for (const Descriptor& control : silent)
         {
-            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+            sources.push_back({control.get(), POLLIN, 0});
+        }
+        retry([&] { return poll(sources.data(), sources.size(), -1); });
+        if (sources[0].revents != 0)
+        {
+            return nullptr;
+        }
+        for (std::size_t number = 2; number < sources.size(); ++number)
+        {
+            if (sources[number].revents != 0)
             {
-                pollfd stop{stopped.get(), POLLIN, 0};
-                poll(&stop, 1, exhaustedPause);
+                const auto place = silent.begin() + static_cast<std::ptrdiff_t>(number - 2);
+                Descriptor control = std::move(*place);
+                silent.erase(place);
+                if (Descriptor client = receive(control.get()); client)
+                {
+                    return std::make_unique<Session>(std::move(client), std::move(control));
+                }
+                break; // the others are at other places now
             }
-            continue;
         }
-        if (Descriptor client = receive(control.get()); client)
+        if (sources[1].revents != 0)
         {
-            return std::make_unique<Session>(std::move(client), std::move(control));
+            admit();
         }
     }
-    return nullptr;
 }
 
-// Waits until somebody connects. False after `stop`.
-bool Listener::wait() const
+// Accepts a connection, which may stay silent.
+void Listener::admit()
 {
-    std::array<pollfd, 2> sources{{{socket.get(), POLLIN, 0}, {stopped.get(), POLLIN, 0}}};
-    retry([&] { return poll(sources.data(), sources.size(), -1); });
-    return sources[1].revents == 0;
-}
-
-// Returns the client's socket that a peer hands over, or none. What it sends beyond that is closed.
-Descriptor Listener::receive(int control) const
-{
-    std::array<pollfd, 2> sources{{{control, POLLIN, 0}, {stopped.get(), POLLIN, 0}}};
-    if (retry([&] { return poll(sources.data(), sources.size(), handOverLimit); }) <= 0 || sources[0].revents == 0)
+    Descriptor control(accept4(socket.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!control)
     {
-        return Descriptor();
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+        {
+            pollfd stop{stopped.get(), POLLIN, 0};
+            poll(&stop, 1, exhaustedPause);
+        }
+        return;
     }
+    if (silent.size() == mostSilent)
+    {
+        silent.erase(silent.begin());
+    }
+    silent.push_back(std::move(control));
+}
+
+// Returns the client's socket that a peer has handed over, or none. What it has sent beyond that is closed.
+Descriptor Listener::receive(int control)
+{
     std::array<char, messageSize> text{};
     iovec part{text.data(), text.size()};
     // Room for one descriptor, or two on a 64-bit machine. The kernel closes those for which there is none, and says so.

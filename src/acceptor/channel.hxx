@@ -108,23 +108,26 @@ public:
     Listener(const Listener&) = delete;
     Listener& operator=(const Listener&) = delete;
 
-    // Waits for the next client; none after `stop`. Whoever connects and hands nothing over within a second, or something
-    // else, is hung up on. Never throws for what a peer does.
+    // Waits for the next client; none after `stop`. Whoever hands over something else is hung up on. Whoever connects and
+    // says nothing keeps nobody waiting, and may still hand a client over: a broker that is killed between the two has left
+    // its connection to the next one. Never throws for what a peer does.
     std::unique_ptr<Session> accept();
 
     // Ends `accept`, for good. May be called by any thread.
     void stop() noexcept;
 
 private:
-    // How long a peer may take to hand a client over, in milliseconds.
-    static constexpr int handOverLimit = 1000;
+    // With more connections that say nothing, the oldest is hung up on.
+    static constexpr std::size_t mostSilent = 16;
 
-    bool wait() const;
-    Descriptor receive(int control) const;
+    void admit();
+    static Descriptor receive(int control);
 
     std::string path;
     Descriptor socket;
     Descriptor stopped;
+    // Who has connected and said nothing, the oldest first.
+    std::vector<Descriptor> silent;
 };
 
 }
