@@ -7,6 +7,7 @@
 PYTHON = /usr/bin/python3
 VENV = build/venv
 FUZZ_VENV = build/fuzz-venv
+BENCH_VENV = build/bench-venv
 RUNS = 1000000
 SESSIONS = 2000
 SEED = 1
@@ -89,8 +90,18 @@ fuzz: test-tools $(FUZZ_VENV)/made ## Fuzz the decoder of the UNO protocol, guid
 		-print_final_stats=1 -artifact_prefix=build/fuzz- build/fuzz-corpus
 
 .PHONY: bench
-bench: test-tools deb ## Measure the cost of a call through ooodd, through HAProxy and directly
+bench: test-tools deb $(BENCH_VENV)/made build/corpus/made ## Measure what ooodd costs, and write docs/benchmarks.md
 	benchmarks/run
+
+$(BENCH_VENV)/made: benchmarks/requirements.txt
+	$(PYTHON) -m venv --system-site-packages $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+build/corpus/made: packaging/test-corpus
+	mkdir -p build/corpus
+	packaging/test-corpus $(CURDIR)/build/corpus
+	touch $@
 
 .PHONY: lint
 lint: lint-tools $(VENV)/made ## Check the source: ruff, mypy, shellcheck, units, versions, commit subjects

@@ -7,7 +7,8 @@ same process would get the proxies of the first one, and so measure the first pa
 It first writes the office's version. Then each line of standard input is a measurement, and each line of standard
 output its result. All output is JSON, and times are in nanoseconds:
 
-    calls COUNT          a list with the time of each call of a cell's getValue(), a minimal call
+    calls COUNT          the mean time of a call of a cell's getValue(), a minimal call
+    run COUNT            when so many of these calls began, and when they ended, of CLOCK_MONOTONIC
     blocks COUNT SIZE    [up, down], for COUNT blocks of SIZE bytes to the office and back; each block is one call
 """
 
@@ -16,7 +17,7 @@ import gc
 import json
 import os
 import sys
-from itertools import pairwise
+from collections.abc import Callable
 from time import perf_counter_ns
 
 import uno
@@ -52,15 +53,18 @@ class Session:
     def close(self) -> None:
         self.document.close(False)  # noqa: FBT003
 
-    def calls(self, count: int) -> list[int]:
+    def calls(self, count: int) -> float:
+        begun, ended = self.run(count)
+        return (ended - begun) / count
+
+    def run(self, count: int) -> tuple[int, int]:
         call = self.cell.getValue
         for _ in range(WARM_UP):
             call()
-        times = [perf_counter_ns()]
+        begun = perf_counter_ns()
         for _ in range(count):
             call()
-            times.append(perf_counter_ns())
-        return [after - before for before, after in pairwise(times)]
+        return begun, perf_counter_ns()
 
     def blocks(self, count: int, size: int) -> list[int]:
         block = uno.ByteSequence(os.urandom(size))
@@ -84,7 +88,7 @@ def main() -> None:
     print(json.dumps(session.version()), flush=True)
     for line in sys.stdin:
         name, *numbers = line.split()
-        measure = session.calls if name == "calls" else session.blocks
+        measure: Callable[..., object] = getattr(session, name)
         print(json.dumps(measure(*map(int, numbers))), flush=True)
     session.close()
     # Skip the cleanup of pyuno, which sometimes ends in a segmentation fault.

@@ -1,114 +1,88 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The report: the medians of each path, and the paired ratios of ooodd to the other paths."""
+"""The page docs/benchmarks.md, and its plots."""
 
-import os
-import platform
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from xml.sax.saxutils import escape
 
-# The goal: a call through ooodd takes at most this many times the time of a call through HAProxy.
-GOAL = 1.05
+from figure import Figure
 
-# For each path, one figure for each round.
-Rounds = Mapping[str, Sequence[float]]
+HEAD = """\
+<!-- Made by `make bench`: change benchmarks/, not this file. -->
+# Benchmarks
 
+What ooodd costs, side by side with what it is compared with. `make bench` boots a throwaway machine, installs the
+package, and measures all paths in turn, so that other load on the machine meets all of them. A ratio is that of two
+values of the same round; the table has its median and quartiles over all rounds. Times of other machines differ; ratios
+much less. All offices are the same program and start with the same profile. [benchmarks.json](benchmarks.json) has all
+values.
 
-@dataclass(frozen=True)
-class Spread:
-    """The median and the quartiles of some figures."""
-
-    lower_quartile: float
-    median: float
-    upper_quartile: float
+"""
+# Of a plot, in pixels.
+WIDTH, LABEL, BAR, GAP = 720, 230, 20, 10
 
 
-@dataclass(frozen=True)
-class Calls:
-    """The time of a call: for each path the times of single calls in µs, and ooodd's ratio to each other path.
-
-    A ratio is that of two means of the same round. A mean includes calls that are slow now and then.
-    """
-
-    times: dict[str, Spread]
-    ratios: dict[str, Spread]
+def page(machine: dict[str, str], figures: Iterable[Figure]) -> str:
+    """Return the page."""
+    facts = "".join(f"- {name}: {value}\n" for name, value in machine.items())
+    return HEAD + facts + "".join(_section(figure) for figure in figures)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The speed of big blocks in one direction: for each path MB/s, and ooodd's ratio to each other path."""
-
-    speeds: dict[str, Spread]
-    ratios: dict[str, Spread]
-
-
-@dataclass(frozen=True)
-class Report:
-    """All results."""
-
-    machine: dict[str, str]
-    goal: float
-    call: Calls
-    to_office: Blocks
-    to_client: Blocks
-
-    def text(self) -> str:
-        """Return the results as tables."""
-        lines = [f"{name}: {value}" for name, value in self.machine.items()]
-        lines += _table("a call", "µs", self.call.times, self.call.ratios)
-        lines += _table("big blocks to the office", "MB/s", self.to_office.speeds, self.to_office.ratios)
-        lines += _table("big blocks to the client", "MB/s", self.to_client.speeds, self.to_client.ratios)
-        ratio = self.call.ratios["HAProxy"].median
-        verdict = f"the goal of at most {self.goal} is {'met' if ratio <= self.goal else 'missed'}"
-        return "\n".join(
-            [*lines, "", f"A call through ooodd takes {ratio:.3f} times as long as through HAProxy; {verdict}."]
-        )
+def _section(figure: Figure) -> str:
+    compared = f" ÷ {figure.reference}" if figure.reference else ""
+    lines = ["", f"## {figure.title}", ""]
+    if len(figure.rounds) > 1:
+        lines += [f"![{figure.title}](benchmarks/{figure.name}.svg)", ""]
+    header = f"| | {figure.unit} | quartiles |" + (f" ratio{compared} | quartiles | goal |" if compared else "")
+    lines += [header, "| --- | ---: | --- |" + (" ---: | --- | --- |" if compared else "")]
+    lines += [_row(figure, path) for path in figure.rounds]
+    if figure.note:
+        lines += ["", figure.note]
+    return "\n".join(lines) + "\n"
 
 
-def calls(rounds: Mapping[str, Sequence[Sequence[int]]]) -> Calls:
-    """Evaluate the rounds of each path. A round is a list of nanoseconds."""
-    times = {
-        path: _spread([time / 1e3 for time in chain.from_iterable(path_rounds)]) for path, path_rounds in rounds.items()
-    }
-    return Calls(
-        times,
-        _ratios({path: [statistics.fmean(times) for times in path_rounds] for path, path_rounds in rounds.items()}),
-    )
+def _row(figure: Figure, path: str) -> str:
+    value = figure.spread(path)
+    row = f"| {path} | {_digits(value.median)} | {_digits(value.lower)} to {_digits(value.upper)} |"
+    if not figure.reference:
+        return row
+    if path == figure.reference:
+        return f"{row} | | |"
+    ratio, goal = figure.ratio(path), figure.goals.get(path)
+    met = "" if goal is None else f"{'at least' if figure.more_is_better else 'at most'} {goal:g}: "
+    met += {True: "met", False: "missed", None: ""}[figure.met(path)]
+    return f"{row} {ratio.median:.3f} | {ratio.lower:.3f} to {ratio.upper:.3f} | {met} |"
 
 
-def blocks(speeds: Rounds) -> Blocks:
-    """Evaluate the rounds of each path. A round is a speed in MB/s."""
-    return Blocks({path: _spread(path_speeds) for path, path_speeds in speeds.items()}, _ratios(speeds))
+def _digits(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 
-def machine(versions: Mapping[str, str]) -> dict[str, str]:
-    """Return the properties of the machine that the figures depend on."""
-    load = " ".join(f"{average:.2f}" for average in os.getloadavg())
-    return {"CPUs": str(os.cpu_count()), "kernel": platform.release(), "load before": load, **versions}
+def plots(figures: Iterable[Figure], directory: Path) -> None:
+    """Write a plot of each figure that compares something, and remove older ones."""
+    directory.mkdir(exist_ok=True)
+    for old in directory.glob("*.svg"):
+        old.unlink()
+    for figure in figures:
+        if len(figure.rounds) > 1:
+            (directory / f"{figure.name}.svg").write_text("".join(_svg(figure)))
 
 
-def _ratios(rounds: Rounds) -> dict[str, Spread]:
-    return {
-        path: _spread([ours / other for ours, other in zip(rounds["ooodd"], others, strict=True)])
-        for path, others in rounds.items()
-        if path != "ooodd"
-    }
-
-
-def _spread(figures: Sequence[float]) -> Spread:
-    return Spread(*statistics.quantiles(figures, n=4, method="inclusive"))
-
-
-def _table(title: str, unit: str, figures: Mapping[str, Spread], ratios: Mapping[str, Spread]) -> list[str]:
-    lines = ["", f"{title:26}{unit:>10}{'(quartiles)':>20}{'ooodd to it':>16}{'(quartiles)':>20}"]
-    for path, figure in figures.items():
-        digits = 1 if unit == "µs" else 0
-        line = f"    {path:22}" + _cell(figure, digits)
-        lines.append(line + (" " * 6 + _cell(ratios[path], 3) if path in ratios else ""))
-    return lines
-
-
-def _cell(spread: Spread, digits: int) -> str:
-    quartiles = f"({spread.lower_quartile:.{digits}f} - {spread.upper_quartile:.{digits}f})"
-    return f"{spread.median:10.{digits}f}{quartiles:>20}"
+def _svg(figure: Figure) -> Iterator[str]:
+    """Yield a bar for each path up to its median, and a line from the lower to the upper quartile."""
+    height = 30 + len(figure.rounds) * (BAR + GAP)
+    longest = max(figure.spread(path).upper for path in figure.rounds) or 1.0
+    scale = (WIDTH - LABEL - 90) / longest
+    yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif"'
+    yield ' font-size="13">\n<rect width="100%" height="100%" fill="white"/>\n'
+    yield f'<text x="4" y="18" font-weight="bold">{escape(figure.title)}, {escape(figure.unit)}</text>\n'
+    for number, path in enumerate(figure.rounds):
+        value, top = figure.spread(path), 30 + number * (BAR + GAP)
+        colour = "#3465a4" if path.startswith("ooodd") or path == "a worker" else "#888a85"
+        middle = top + BAR // 2
+        yield f'<text x="{LABEL - 8}" y="{middle + 5}" text-anchor="end">{escape(path)}</text>\n'
+        yield f'<rect x="{LABEL}" y="{top}" width="{value.median * scale:.1f}" height="{BAR}" fill="{colour}"/>\n'
+        yield f'<line x1="{LABEL + value.lower * scale:.1f}" x2="{LABEL + value.upper * scale:.1f}" y1="{middle}"'
+        yield f' y2="{middle}" stroke="black"/>\n'
+        yield f'<text x="{LABEL + value.upper * scale + 6:.1f}" y="{middle + 5}">{_digits(value.median)}</text>\n'
+    yield "</svg>\n"

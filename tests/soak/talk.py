@@ -47,6 +47,11 @@ class Talk(probe.Probe):
         self._protocol_replies = 0
 
     @property
+    def greeted(self) -> bool:
+        """Whether the other side has replied to the opening."""
+        return self._protocol_replies > 0
+
+    @property
     def done(self) -> bool:
         """Whether the conversation has ended."""
         return bool(self.refused) or self.findings is not None
