@@ -47,10 +47,19 @@ os._exit(0)
 
 
 class Foreground:
-    """A running `ooodd run` with its log. It has a TMPDIR of its own, so a test can check what is left there."""
+    """A running `ooodd run` with its log. It has a TMPDIR of its own, so a test can check what is left there.
+
+    With `default_tmp` it has none, as most people's.
+    """
 
     def __init__(
-        self, config: str, office: Path = OFFICE, user: int | None = None, runtime: Path | None = None
+        self,
+        config: str,
+        office: Path = OFFICE,
+        user: int | None = None,
+        runtime: Path | None = None,
+        *,
+        default_tmp: bool = False,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="of-"))
         self.temporary = self.directory / "tmp"
@@ -72,7 +81,8 @@ class Foreground:
                 *(PYTHON, "-m", "ooodd", "run", "--config", self.directory / "ooodd.toml", "--listen", "127.0.0.1:0"),
                 *("--office", office, "--runtime-directory", self.runtime),
             ],
-            env={**self._environment(), "TMPDIR": str(self.temporary), "HOME": str(self.directory)},
+            env={**self._environment(), "HOME": str(self.directory)}
+            | ({} if default_tmp else {"TMPDIR": str(self.temporary)}),
             cwd=self.directory,
             stderr=subprocess.PIPE,
             text=True,
@@ -144,9 +154,9 @@ class Foreground:
             yield client
 
     def _environment(self) -> dict[str, str]:
-        of_systemd = ("LISTEN_FDS", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY")
+        left_out = ("LISTEN_FDS", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY", "TMPDIR")
         return {
-            **{name: value for name, value in os.environ.items() if name not in of_systemd},
+            **{name: value for name, value in os.environ.items() if name not in left_out},
             "PYTHONPATH": str(self.directory / "source"),
         }
 

@@ -77,6 +77,17 @@ def test_a_signal_ends_everything_and_leaves_nothing(number: signal.Signals) -> 
         assert client.finish_failing()
 
 
+def test_without_a_tmpdir_nothing_is_left_either() -> None:
+    with Foreground(ONE, default_tmp=True) as broker, broker.client() as client:
+        broker.wait_ready()
+        client.wait_made()
+        assert client.finish() == MADE
+        assert list(Path("/tmp").glob(f"ooodd-{broker.process.pid}-*"))
+        assert broker.end() == 0
+        assert not [line for line in broker.lines if "can't be stopped" in line]
+        assert list(Path("/tmp").glob(f"*ooodd-*{broker.process.pid}-*")) == []
+
+
 def test_the_stop_command_ends_everything_and_leaves_nothing() -> None:
     with Foreground(ONE) as broker:
         broker.wait_ready()

@@ -93,7 +93,8 @@ class ProcessSupervisor:
         if child is None:
             return
         child.watch.cancel()
-        pipes = {*child.office.pipes(), *_other_pipes(child.process.pid)}
+        # Without a TMPDIR, one of the names that a pipe may have is that of the office's directory.
+        pipes = {*child.office.pipes(), *_other_pipes(child.process.pid)} - {child.directory}
         _kill(child.process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
