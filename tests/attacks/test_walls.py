@@ -164,7 +164,8 @@ def test_nobody_reaches_an_office_past_the_broker(scene: Scene) -> None:
     machine = scene.machine
     machine.run("useradd", "--groups", "ooodd", "insider", check=True)
     number = scene.service.wait_idle()[0]["id"]
-    pipe = machine.run("find", f"/run/ooodd-worker/{number}", "-type", "s", check=True).stdout.strip()
+    names = ("-name", "OSL_PIPE_*_uno", "-o", "-name", "clients")
+    pipe = machine.run("find", f"/run/ooodd-worker/{number}", *names, check=True).stdout.strip()
     connect = (PYTHON, "-c", CONNECT, pipe)
     assert "PermissionError" in machine.run(*connect, user="insider").stderr
     machine.run("chmod", "750", f"/run/ooodd-worker/{number}", check=True)

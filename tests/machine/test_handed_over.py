@@ -152,11 +152,15 @@ def test_an_office_without_the_acceptor_is_served_by_forwarding_and_that_is_said
 
 def test_a_reload_changes_the_mode_of_the_next_sessions(handing: Service) -> None:
     machine = handing.machine
-    first, _ = handing.holding_client()
+
+    def modes() -> dict[int, str]:
+        return {worker["pid"]: worker["mode"] for worker in handing.workers()}
+
+    one, first = handing.holding_client()
     machine.put(CONFIGURATION, for_tests(configuration("forward")))
     machine.run("systemctl", "reload", "ooodd.service", check=True)
-    second, _ = handing.holding_client()
-    assert [worker["mode"] for worker in handing.workers()] == ["handoff", "forward"]
+    other, second = handing.holding_client()
+    assert modes() == {first["pid"]: "handoff", second["pid"]: "forward"}
     machine.run("systemctl", "restart", "ooodd.service", check=True)
-    assert [worker["mode"] for worker in handing.workers()] == ["handoff", "forward"]
-    assert [client_error(client) for client in (first, second)] == ["", ""]
+    assert modes() == {first["pid"]: "handoff", second["pid"]: "forward"}
+    assert [client_error(client) for client in (one, other)] == ["", ""]
