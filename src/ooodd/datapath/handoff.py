@@ -123,12 +123,8 @@ class Handoff:
         if self._calls is None or self._first is not None or self._done.done():
             return False
         answer = await self._ask(Answer, control.end(self._calls.total))
-        if not isinstance(answer, Answer) or not answer.ended:
-            return False
-        self._first = Side.BROKER
-        self._reclaimed = True
-        self._await_gone()
-        return True
+        self._reclaimed = isinstance(answer, Answer) and answer.ended
+        return self._reclaimed
 
     def freeze(self) -> "asyncio.Future[None]":
         """Return a future that is done: no byte of the session is in this process."""
@@ -191,6 +187,9 @@ class Handoff:
                     self._closed = said
                     self._await_gone()
             case Calls() | Opening() | Answer():
+                if isinstance(said, Answer) and said.ended:  # perhaps later than anybody waited for it
+                    self._first = self._first or Side.BROKER
+                    self._await_gone()
                 if (asked := self._asked.pop(type(said), None)) is not None and not asked.done():
                     asked.set_result(said)
 

@@ -165,6 +165,19 @@ async def test_it_is_ended_for_another_client_only_if_the_office_says_so() -> No
         assert await it.running == replace(LEFT, by=Side.BROKER, reclaimed=True)
 
 
+async def test_an_end_that_is_granted_late_is_told_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with session() as it:
+        it.look()
+        await it.looked(b"calls 4 0 5000 0 0", b"x" * 100)
+        await until(lambda: it.path.quiet_since is not None)
+        monkeypatch.setattr(handoff, "_ANSWER_LIMIT", 0.01)
+        assert not await it.path.end()
+        it.say(b"ended")
+        it.say(b"closed office 0 10 20")
+        it.office.close()
+        assert await it.running == replace(LEFT, by=Side.BROKER)
+
+
 async def test_an_office_that_does_not_answer_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handoff, "_ANSWER_LIMIT", 0.01)
     async with session() as it:
