@@ -6,6 +6,8 @@ which it gets its clients' sockets (`datapath.control`). A client of an office c
 link to one. So a connection is used only if its other end is the process that the supervisor has started (SO_PEERCRED).
 """
 
+import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +30,37 @@ EX_OSFILE = 72
 EX_CONFIG = 78
 # The clock of files lags behind, and an upgrade takes longer than this anyway. In seconds.
 _CLOCK_ERROR = 2.0
+
+
+class _Reserve:
+    """Descriptors that are kept for connecting by the acceptor: that takes three for a moment, and leaves one.
+
+    So a worker can be probed and leased where no more than one descriptor is left.
+    """
+
+    _SIZE = 2
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+
+    def fill(self) -> None:
+        """Keep as many as there should be, if they can be had."""
+        with contextlib.suppress(OSError):
+            while len(self._held) < self._SIZE:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Have them free for others. Nothing may be awaited within."""
+        while self._held:
+            os.close(self._held.pop())
+        try:
+            yield
+        finally:
+            self.fill()
+
+
+_reserve = _Reserve()
 
 
 @dataclass(frozen=True)
@@ -70,7 +103,15 @@ class Office:
         return self._connect(self.pipe_directory / control.NAME, socket.SOCK_SEQPACKET)
 
     def _connect_by_control(self) -> socket.socket | None:
-        """Hand the office one end of a pair of sockets, and return the other."""
+        """Hand the office one end of a pair of sockets, and return the other; None if it has no acceptor."""
+        _reserve.fill()
+        try:
+            return self._hand_over_one_end()
+        except NoDescriptorError:
+            with _reserve.lent():
+                return self._hand_over_one_end()
+
+    def _hand_over_one_end(self) -> socket.socket | None:
         if (connection := self.control()) is None:
             return None
         with connection:

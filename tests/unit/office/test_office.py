@@ -115,6 +115,24 @@ def test_without_a_descriptor_nothing_is_said_of_the_office(directory: Path) -> 
         office.connect().close()
 
 
+def test_one_descriptor_is_enough_to_connect_by_the_acceptor(directory: Path) -> None:
+    office = an_office(directory)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(directory / "clients"))
+        listener.listen()
+        for _ in range(3):
+            office.connect().close()
+            last = socket.socket()
+            with no_descriptor_left():
+                with pytest.raises(NoDescriptorError, match="worker-1: Too many open files"):
+                    office.connect()
+                last.close()
+                connection = office.connect()
+                with pytest.raises(OSError, match="Too many open files"):
+                    socket.socket()
+            connection.close()
+
+
 # Memory
 
 
