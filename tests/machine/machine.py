@@ -125,6 +125,9 @@ class Machine:
             answer = read_answer(keeper)
             machine = cls(keeper, answer["pid"], Path(answer["cgroup"]))
             machine.check_health()
+            # A clone can be in /root, for example, which the machine's other users may not enter.
+            above = {str(parent) for target in shares.values() for parent in Path(target).parents}
+            machine.run("chmod", "o+x", *sorted(above), check=True)
         except BaseException:
             end(keeper)
             raise
