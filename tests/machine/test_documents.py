@@ -146,3 +146,11 @@ def test_a_shared_directory_lets_clients_exchange_files_by_path(
         machine.run("rm", "-r", drop_in, "/srv/exchange", check=True)
         machine.run("systemctl", "daemon-reload", check=True)
         machine.run("groupdel", "exchange", check=True)
+
+
+@pytest.mark.parametrize("place", ["/srv/shown", "/home/alice/shown", "/root/shown"])
+def test_one_line_of_a_drop_in_shows_a_directory(service: Service, place: str) -> None:
+    service.machine.put(f"{place}/letter.txt", "text\n")
+    with service.drop_in("ooodd-worker@.service", f"[Service]\nBindReadOnlyPaths={place}\n"):
+        (step,) = service.run_client("ask.py", "load", f"{place}/letter.txt")
+    assert step["answer"] == "text"
