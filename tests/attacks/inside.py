@@ -473,11 +473,13 @@ def stay(how: str) -> Findings:
     """Leave something behind for the next client of this office."""
     if how == "thread":
         threading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()
-    elif os.fork() == 0:
+    elif (child := os.fork()) == 0:
         os.setsid()
         if os.fork() == 0:
             signal.pause()
         os._exit(0)
+    else:
+        os.waitpid(child, 0)  # or it would be left, too
     return {how: ALLOWED}
 
 
