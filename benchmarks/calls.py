@@ -39,23 +39,21 @@ class Client:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self.version = self._answer()
+        self.version = self.answer()
 
     def ask(self, question: str) -> Any:  # noqa: ANN401 - JSON
         self.begin(question)
-        return self._answer()
+        return self.answer()
 
     def begin(self, question: str) -> None:
         assert self._process.stdin is not None
         print(question, file=self._process.stdin, flush=True)
 
-    def _answer(self) -> Any:  # noqa: ANN401 - JSON
+    def answer(self) -> Any:  # noqa: ANN401 - JSON
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
             raise SystemExit("a client ended; see its error above")
         return json.loads(line)
-
-    answer = _answer
 
 
 @contextmanager

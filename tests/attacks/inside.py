@@ -495,23 +495,8 @@ def facts(_: object) -> Findings:
 ATTACKS: dict[str, Callable[[Any], Findings]] = {
     function.__name__: function
     for function in (
-        *(
-            read,
-            walk,
-            write,
-            fill,
-            execute,
-            devices,
-            networks,
-            tcp,
-            handed,
-            peers,
-            all_sockets,
-            ipc,
-            keyring,
-            namespaces,
-        ),
-        *(mounts, processes, privileges, kernel, stderr, processes_without_end, memory, spin, stay, facts),
+        *(read, walk, write, fill, execute, devices, networks, tcp, handed, peers, all_sockets, ipc, keyring),
+        *(namespaces, mounts, processes, privileges, kernel, stderr, processes_without_end, memory, spin, stay, facts),
     )
 }
 

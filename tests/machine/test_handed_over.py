@@ -21,8 +21,8 @@ AT_ONCE = 2.0
 LIBRARY = "$(find /usr/lib -name libooodd-acceptor.so)"
 
 
-def configuration(mode: str, more: str = "") -> str:
-    return f'[pool]\nworkers = 2\nmin_workers = 2\n{more}\n[data_path]\nmode = "{mode}"\n'
+def configuration(mode: str) -> str:
+    return f'[pool]\nworkers = 2\nmin_workers = 2\n[data_path]\nmode = "{mode}"\n'
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ What is logged, counted and marked of one event is done in one go, so that a kil
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, astuple
 from functools import partial
 
@@ -282,10 +282,11 @@ class Driver:
         self._timer = None
         if self._looking is not None:
             return
-        if unseen := [path for path in self._paths().values() if not path.reads_client]:
+        paths = self._paths()
+        if unseen := [path for path in paths.values() if not path.reads_client]:
             self._looking = asyncio.create_task(self._look_and_tick(unseen), name="look at the sessions")
         else:
-            self._tick_now()
+            self._tick_now(paths)
 
     async def _look_and_tick(self, paths: Iterable[DataPath]) -> None:
         """Have the offices say what becomes of their sessions, before the pool decides by that."""
@@ -296,10 +297,10 @@ class Driver:
             for look in looks:
                 look.cancel()
             self._looking = None
-        self._tick_now()
+        self._tick_now(self._paths())  # others may have come meanwhile
 
-    def _tick_now(self) -> None:
-        looks = {session: Look(path.quiet_since, path.process) for session, path in self._paths().items()}
+    def _tick_now(self, paths: Mapping[int, DataPath]) -> None:
+        looks = {session: Look(path.quiet_since, path.process) for session, path in paths.items()}
         self.do(self.pool.tick(time.monotonic(), looks))
 
     def _paths(self) -> dict[int, DataPath]:
