@@ -166,6 +166,8 @@ class Office:
             return False
         try:
             return self.program.stat().st_ctime > self.started + _CLOCK_ERROR
+        except PermissionError:  # the broker does not see below /home: nothing is known of it
+            return False
         except OSError:
             return True
 

@@ -146,6 +146,18 @@ def test_an_office_that_is_gone_has_no_memory(directory: Path) -> None:
     assert an_office(directory, 2**22 + 1).memory() == 0  # PID_MAX_LIMIT
 
 
+def test_of_a_program_that_the_broker_may_not_see_nothing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    office = replace(an_office(tmp_path), program=tmp_path / "soffice.bin", started=1.0)
+    assert office.outdated(), "it is gone"
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert not office.outdated()
+
+
 def test_an_office_is_outdated_when_its_program_is_newer_or_gone(tmp_path: Path) -> None:
     program = tmp_path / "soffice.bin"
     program.touch()
