@@ -132,8 +132,10 @@ def start(number: int, directory: Path, *, stock: bool = False) -> Office:
     """Start an office by hand in its directory. It may not be ready on return."""
     # It puts its pipes into /tmp if it can write there.
     port, pipe = FIRST_PORT + number, Path(f"/tmp/OSL_PIPE_{os.getuid()}_bench{number}")
+    # A stock office asks to be started again with its first profile, which is what the program `soffice` is for.
+    program = PROGRAM.with_name("soffice") if stock else PROGRAM
     command = [
-        *(str(PROGRAM), "--headless", "--norestore", "--nologo", "--nodefault"),
+        *(str(program), "--headless", "--norestore", "--nologo", "--nodefault"),
         f"-env:UserInstallation={(directory / 'profile').as_uri()}",
         *(f"--accept=socket,host=127.0.0.1,port={port},tcpNoDelay=1;urp", f"--accept=pipe,name=bench{number};urp"),
     ]
@@ -144,8 +146,10 @@ def start(number: int, directory: Path, *, stock: bool = False) -> Office:
 
 def end(office: Office) -> None:
     """End an office, and remove what it had."""
-    office.process.kill()
-    office.process.wait()
+    for process in (*office.process.children(recursive=True), office.process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait()
     shutil.rmtree(office.directory, ignore_errors=True)
     office.pipe.unlink(missing_ok=True)
 

@@ -2,11 +2,12 @@
 """How long a start takes: of a worker against an office by hand, and of everything against a stock office."""
 
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+
+from systemd.journal import Reader
 
 import offices
 from figure import Figure, in_turn
@@ -54,6 +55,7 @@ def measure() -> Iterator[Figure]:
 
 def converse(port: int, work: Callable[[], None] = lambda: None) -> None:
     """Connect as soon as somebody listens, have a conversation such as the broker's probe, and do `work`."""
+    deadline = time.monotonic() + offices.START_LIMIT
     while True:
         talk = Talk(1)
         try:
@@ -67,6 +69,8 @@ def converse(port: int, work: Callable[[], None] = lambda: None) -> None:
                         connection.sendall(answer)
                 work()
         except ConnectionError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.001)
         else:
             return
@@ -75,13 +79,21 @@ def converse(port: int, work: Callable[[], None] = lambda: None) -> None:
 @contextmanager
 def _told() -> Iterator[Iterator[float]]:
     """Follow what the broker says of each start from now on. To ask again and again would disturb a start."""
-    command = ("journalctl", "--follow", "--lines=0", "--unit=ooodd.service", "--output=cat")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as journal:
-        assert journal.stdout is not None
-        try:
-            yield (float(line.split()[5]) for line in journal.stdout if " is ready after " in line)
-        finally:
-            journal.kill()
+    with Reader() as journal:
+        journal.add_match(SYSLOG_IDENTIFIER="ooodd")
+        journal.seek_tail()
+        journal.get_previous()
+        yield (float(line.split()[5]) for line in _lines(journal) if " is ready after " in line)
+
+
+def _lines(journal: Reader) -> Iterator[str]:
+    deadline = time.monotonic() + offices.START_LIMIT
+    while time.monotonic() < deadline:
+        while entry := journal.get_next():
+            yield entry["MESSAGE"]
+            deadline = time.monotonic() + offices.START_LIMIT
+        journal.wait(1)
+    raise SystemExit("the journal has nothing new")
 
 
 def _start_of_worker(told: Iterator[float]) -> float:

@@ -86,6 +86,20 @@ std::vector<Descriptor> descriptors(const msghdr& message)
     return found;
 }
 
+// Tells who waits for the office at another socket, if anybody does.
+void announce(const std::string& path)
+{
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    const Descriptor from(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (from && path.size() < sizeof address.sun_path)
+    {
+        std::copy(path.begin(), path.end(), address.sun_path);
+        const auto* const to = reinterpret_cast<const sockaddr*>(&address);
+        retry([&] { return sendto(from.get(), "ready", sizeof "ready" - 1, MSG_NOSIGNAL, to, sizeof address); });
+    }
+}
+
 bool isEmpty(int number)
 {
     std::uint8_t byte = 0;
@@ -362,6 +376,7 @@ Listener::Listener(const std::string& path)
     {
         fail(path.c_str());
     }
+    announce(path.substr(0, path.rfind('/') + 1) + "ready");
 }
 
 Listener::~Listener() = default;

@@ -101,7 +101,8 @@ private:
 class Listener
 {
 public:
-    // Binds a socket to a path, in the place of one that is there. Throws std::system_error.
+    // Binds a socket to a path, in the place of one that is there, and tells the socket `ready` beside it that it listens.
+    // Throws std::system_error.
     explicit Listener(const std::string& path);
     ~Listener();
 

@@ -426,6 +426,30 @@ TEST_CASE("a client that is handed over has a session")
     CHECK(got == call);
 }
 
+TEST_CASE("it tells a socket beside its own that it listens, if there is one that takes it")
+{
+    const Place place;
+    const std::string path = place.path.parent_path() / "ready";
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::copy(path.begin(), path.end(), address.sun_path);
+    const Descriptor waiting(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    REQUIRE(bind(waiting.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    const std::size_t before = openDescriptors();
+    {
+        const Listener listener(place.path);
+        CHECK(next(waiting.get()) == "ready");
+        CHECK(place.connect());
+    }
+    // Nobody reads what else is sent there, and that holds nobody up.
+    for (int count = 0; count < 100; ++count)
+    {
+        const Listener listener(place.path);
+    }
+    CHECK(openDescriptors() == before);
+    unlink(path.c_str());
+}
+
 TEST_CASE("whatever else a peer does, it is hung up on, nothing is left open, and the next one is served")
 {
     const Place place;

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 # The socket's name in the directory of the worker's pipe.
 NAME = "clients"
+# That of the socket beside it to which an office says that it listens.
+READY = "ready"
 # The longest is the answer to OPENING.
 MESSAGE_SIZE = 8192
 

@@ -22,8 +22,8 @@ from ooodd.pool.actions import Reason
 from ooodd.systemd.peer import read_to_end
 from ooodd.uno.probe import Findings, Probe
 
-# The pipe appears when the office is ready, and there is no event for that: so try to connect. The pause between two
-# tries grows from the first to the last, in seconds.
+# An office with the acceptor tells when it is ready. For others there is no event: so try to connect. The pause between
+# two tries grows from the first to the last, in seconds.
 _FIRST_PAUSE = 0.005
 _LAST_PAUSE = 0.1
 # How long to wait for the report that an unreachable office has ended, in seconds. It comes within 0.1 s as a rule, and
@@ -316,12 +316,13 @@ async def wait_ready(office: Office, within: float) -> None:
     pause = _FIRST_PAUSE
     try:
         async with asyncio.timeout(within):
-            while True:
-                with contextlib.suppress(WorkerLostError):
-                    await probe(office, within)
-                    return
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, _LAST_PAUSE)
+            with office.announcements() as announcements:
+                while True:
+                    with contextlib.suppress(WorkerLostError):
+                        await probe(office, within)
+                        return
+                    await _receive(announcements, pause)
+                    pause = min(pause * 1.5, _LAST_PAUSE)
     except TimeoutError as error:
         raise StartError(f"not ready within {within:g} s", "raise [pool] start_timeout if it is only slow") from error
 
@@ -332,3 +333,13 @@ def _left_open(findings: Findings) -> str:
         f"{count} {what}" for count, what in ((findings.components, "documents"), (findings.frames, "frames")) if count
     ]
     return f"left open: {' and '.join(left) or 'a document'}"
+
+
+async def _receive(announcements: socket.socket | None, within: float) -> None:
+    """Wait for the next announcement of an office, but no longer than so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            if announcements is None:
+                await asyncio.sleep(within)
+            else:
+                await asyncio.get_running_loop().sock_recv(announcements, 64)

@@ -102,6 +102,24 @@ class Office:
         """
         return self._connect(self.pipe_directory / control.NAME, socket.SOCK_SEQPACKET)
 
+    @contextlib.contextmanager
+    def announcements(self) -> Iterator[socket.socket | None]:
+        """Yield a non-blocking socket that gets a datagram when the acceptor of the office listens, or None.
+
+        It is gone when the context ends. Only an office of systemd has a directory of its own where it can be.
+        """
+        path = self.pipe_directory / control.READY
+        with contextlib.ExitStack() as stack:
+            listener = None
+            with contextlib.suppress(OSError):  # then it is found out by trying
+                if self.control_group:
+                    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+                    unbound = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+                    _bind_for_all(unbound, path)
+                    stack.callback(path.unlink, missing_ok=True)
+                    listener = unbound
+            yield listener
+
     def _connect_by_control(self) -> socket.socket | None:
         """Hand the office one end of a pair of sockets, and return the other; None if it has no acceptor."""
         _reserve.fill()
@@ -187,3 +205,12 @@ class Office:
         except (psutil.Error, OSError):
             return 0
         return int(memory.rss - memory.shared)
+
+
+def _bind_for_all(unbound: socket.socket, path: Path) -> None:
+    """Bind a socket that the office, another user, can write to. A chmod(2) later could hit what it has put there."""
+    umask = os.umask(0)
+    try:
+        unbound.bind(str(path))
+    finally:
+        os.umask(umask)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,32 @@ async def test_ready_is_when_the_pipe_appears(directory: Path) -> None:
     async with fake(directory) as (_, it):
         await waiting
         assert it.probes == 1
+
+
+async def test_an_office_that_says_that_it_is_ready_is_tried_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ooodd.office.keeper._FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr("ooodd.office.keeper._LAST_PAUSE", 3600.0)
+    waiting = asyncio.create_task(wait_ready(replace(an_office(directory), control_group="/a"), 7200))
+    await until((directory / "ready").is_socket)
+    assert (directory / "ready").stat().st_mode & 0o777 == 0o777
+    async with fake(directory) as (_, it):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as announcer:
+            announcer.sendto(b"ready", str(directory / "ready"))
+        await waiting
+        assert it.probes == 1
+    assert not (directory / "ready").exists()
+
+
+async def test_where_nothing_can_be_said_it_is_tried_again_and_again(directory: Path) -> None:
+    (directory / "ready").touch()  # what an office can do
+    waiting = asyncio.create_task(wait_ready(replace(an_office(directory), control_group="/a"), 60))
+    await asyncio.sleep(0)
+    async with fake(directory) as (_, it):
+        await waiting
+        assert it.probes == 1
+    assert (directory / "ready").exists()
 
 
 @pytest.mark.parametrize("fault", ["no-pipe", "close-early", "hang", "deaf"])
