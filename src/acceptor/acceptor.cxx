@@ -50,11 +50,13 @@ namespace
 class Connection : public cppu::WeakImplHelper1<XConnection>
 {
 public:
-    Connection(std::unique_ptr<ooodd::Session> session, OUString description)
+    Connection(std::shared_ptr<ooodd::Session> session, OUString description)
         : session(std::move(session))
         , description(std::move(description))
     {
     }
+
+    ~Connection() override { session->release(); }
 
     sal_Int32 SAL_CALL read(Sequence<sal_Int8>& data, sal_Int32 size) override
     {
@@ -100,7 +102,7 @@ private:
         }
     }
 
-    std::unique_ptr<ooodd::Session> session;
+    std::shared_ptr<ooodd::Session> session;
     OUString description;
 };
 
@@ -114,7 +116,7 @@ public:
         {
             return {};
         }
-        std::unique_ptr<ooodd::Session> session = from->accept();
+        std::shared_ptr<ooodd::Session> session = from->accept();
         if (session == nullptr)
         {
             return {};

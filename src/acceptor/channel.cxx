@@ -61,6 +61,12 @@ bool wouldBlock()
     return errno == EAGAIN || errno == EWOULDBLOCK;
 }
 
+// The flag is shared with the broker, which sets it, and reads nothing from the client any more.
+void setBlocking(int number)
+{
+    fcntl(number, F_SETFL, fcntl(number, F_GETFL) & ~O_NONBLOCK);
+}
+
 bool isStream(int number)
 {
     int type = 0;
@@ -137,15 +143,14 @@ Session::Session(Descriptor client, Descriptor control)
     , control(std::move(control))
     , buffer(bufferSize)
 {
+    setBlocking(this->client.get());
     moved();
     tell("began");
 }
 
 Session::~Session()
 {
-    close();
-    client.reset();
-    control.reset();
+    release();
 }
 
 std::size_t Session::read(std::uint8_t* data, std::size_t size)
@@ -156,15 +161,12 @@ std::size_t Session::read(std::uint8_t* data, std::size_t size)
         std::size_t more = takeBuffered(data + got, size - got);
         if (more == 0)
         {
-            more = fill(data + got, size - got);
+            more = receive(data + got, size - got);
         }
         if (more == 0)
         {
             break;
         }
-        counts.received(data + got, more);
-        officeCalls.sent(data + got, more);
-        bytesRead += more;
         got += more;
     }
     return got;
@@ -172,15 +174,17 @@ std::size_t Session::read(std::uint8_t* data, std::size_t size)
 
 std::size_t Session::takeBuffered(std::uint8_t* data, std::size_t size)
 {
-    const std::size_t taken = std::min(size, filled - next);
+    const std::scoped_lock guard(taking);
+    const std::size_t taken = closed ? 0 : std::min(size, filled - next);
     std::copy_n(buffer.begin() + static_cast<std::ptrdiff_t>(next), taken, data);
     next += taken;
+    count(data, taken);
     return taken;
 }
 
 // Receives into `data` what there is, and what follows into the buffer, which is empty. Returns how much is in `data`; 0 at
 // the end.
-std::size_t Session::fill(std::uint8_t* data, std::size_t size)
+std::size_t Session::receive(std::uint8_t* data, std::size_t size)
 {
     while (!closed)
     {
@@ -188,26 +192,10 @@ std::size_t Session::fill(std::uint8_t* data, std::size_t size)
         msghdr message{};
         message.msg_iov = parts.data();
         message.msg_iovlen = parts.size();
-        // Amid a block the rest is there, or about to come; a client that is quiet is waited for.
-        if (!counts.isAmidBlock() && !waitReadable())
-        {
-            return 0;
-        }
-        const ssize_t got = retry([&] { return recvmsg(client.get(), &message, MSG_DONTWAIT); });
+        const ssize_t got = retry([&] { return recvmsg(client.get(), &message, 0); });
         if (got > 0)
         {
-            moved();
-            const auto all = static_cast<std::size_t>(got);
-            const std::size_t mine = std::min(all, size);
-            next = 0;
-            filled = all - mine;
-            if (opening.size() < openingSize)
-            {
-                opening.append(reinterpret_cast<const char*>(data), std::min(mine, openingSize - opening.size()));
-                opening.append(
-                    reinterpret_cast<const char*>(buffer.data()), std::min(filled, openingSize - opening.size()));
-            }
-            return mine;
+            return take(data, size, static_cast<std::size_t>(got));
         }
         if (got == 0 || errno == ECONNRESET)
         {
@@ -218,38 +206,40 @@ std::size_t Session::fill(std::uint8_t* data, std::size_t size)
         {
             fail("the client's connection");
         }
-        if (!waitReadable())
-        {
-            return 0;
-        }
+        setBlocking(client.get());
     }
     return 0;
 }
 
-// Waits until the client has sent something or has gone, and answers the broker meanwhile. False if the session has ended.
-bool Session::waitReadable()
+// Takes so many bytes as have been received, `size` of them into `data`. Returns how many are there.
+std::size_t Session::take(std::uint8_t* data, std::size_t size, std::size_t all)
 {
-    while (!closed)
+    const std::scoped_lock guard(taking);
+    if (closed)
     {
-        std::array<pollfd, 2> sources{{{client.get(), POLLIN, 0}, {listening ? control.get() : -1, POLLIN, 0}}};
-        if (retry([&] { return poll(sources.data(), sources.size(), -1); }) < 0)
-        {
-            fail("poll");
-        }
-        if (sources[1].revents != 0)
-        {
-            answer();
-        }
-        else if (sources[0].revents != 0)
-        {
-            return true;
-        }
+        return 0;
     }
-    return false;
+    moved();
+    const std::size_t mine = std::min(all, size);
+    next = 0;
+    filled = all - mine;
+    if (opening.size() < openingSize)
+    {
+        opening.append(reinterpret_cast<const char*>(data), std::min(mine, openingSize - opening.size()));
+        opening.append(reinterpret_cast<const char*>(buffer.data()), std::min(filled, openingSize - opening.size()));
+    }
+    count(data, mine);
+    return mine;
 }
 
-// Answers one message of the broker.
-void Session::answer()
+void Session::count(const std::uint8_t* data, std::size_t size)
+{
+    counts.received(data, size);
+    officeCalls.sent(data, size);
+    bytesRead += size;
+}
+
+bool Session::answer()
 {
     std::array<char, messageSize> text{};
     const ssize_t size = retry([&] { return recv(control.get(), text.data(), text.size(), MSG_DONTWAIT); });
@@ -257,9 +247,9 @@ void Session::answer()
     {
         // A broker that has gone has left the session to the next one, which has this connection too. If nobody has it,
         // the session goes on, and nobody is told.
-        listening = size < 0 && wouldBlock();
-        return;
+        return size < 0 && wouldBlock();
     }
+    const std::scoped_lock guard(taking);
     const std::string_view asked(text.data(), static_cast<std::size_t>(size));
     constexpr std::string_view end = "end ";
     if (asked == "calls")
@@ -272,16 +262,22 @@ void Session::answer()
     }
     else if (asked.substr(0, end.size()) == end)
     {
-        const bool still = isStillAt(asked.substr(end.size()));
-        tell(still ? "ended" : "busy");
-        if (still)
-        {
-            close();
-        }
+        this->end(asked.substr(end.size()));
     }
     else
     {
         tell("unknown");
+    }
+    return true;
+}
+
+void Session::end(std::string_view total)
+{
+    const bool still = isStillAt(total);
+    tell(still ? "ended" : "busy");
+    if (still)
+    {
+        close();
     }
 }
 
@@ -292,37 +288,41 @@ std::string Session::calls() const
         + std::to_string(officeCalls.underWay());
 }
 
-// Whether the client has made so many calls and has all replies, and nothing more has come from it. The thread that reads
-// asks, so nothing is read meanwhile.
+// Whether the client has made so many calls and has all replies, and nothing more has come from it.
 bool Session::isStillAt(std::string_view total) const
 {
     std::uint64_t wanted = 0;
     const auto [rest, error] = std::from_chars(total.data(), total.data() + total.size(), wanted);
     return error == std::errc{} && rest == total.data() + total.size() && wanted == counts.total()
-        && counts.underWay() == 0 && !counts.isAmidBlock() && isEmpty(client.get());
+        && counts.underWay() == 0 && !writing && !counts.isAmidBlock() && next == filled && isEmpty(client.get());
 }
 
 void Session::write(const std::uint8_t* data, std::size_t size)
 {
+    // A client that has its reply may close: so the reply is counted first.
+    writing = true;
     counts.sent(data, size);
     officeCalls.received(data, size);
     bytesWritten += size;
     while (size > 0)
     {
-        const ssize_t sent = retry([&] { return send(client.get(), data, size, MSG_NOSIGNAL | MSG_DONTWAIT); });
+        const ssize_t sent = retry([&] { return send(client.get(), data, size, MSG_NOSIGNAL); });
         if (sent >= 0)
         {
             moved();
             data += sent;
             size -= static_cast<std::size_t>(sent);
-            continue;
         }
-        pollfd writable{client.get(), POLLOUT, 0};
-        if (!wouldBlock() || retry([&] { return poll(&writable, 1, -1); }) < 0)
+        else if (wouldBlock())
+        {
+            setBlocking(client.get());
+        }
+        else
         {
             fail("the client's connection");
         }
     }
+    writing = false;
 }
 
 void Session::close() noexcept
@@ -339,6 +339,12 @@ void Session::close() noexcept
         tell(std::string("closed ") + (clientEnded ? "client " : "office ") + std::to_string(counts.underWay()) + ' '
             + std::to_string(bytesRead) + ' ' + std::to_string(bytesWritten));
     }
+}
+
+void Session::release() noexcept
+{
+    close();
+    shutdown(control.get(), SHUT_RDWR);
 }
 
 // Never waits: a broker that does not listen is not told.
@@ -381,7 +387,7 @@ Listener::Listener(const std::string& path)
 
 Listener::~Listener() = default;
 
-std::unique_ptr<Session> Listener::accept()
+std::shared_ptr<Session> Listener::accept()
 {
     std::vector<pollfd> sources;
     while (true)
@@ -391,12 +397,24 @@ std::unique_ptr<Session> Listener::accept()
         {
             sources.push_back({control.get(), POLLIN, 0});
         }
+        for (const std::shared_ptr<Session>& session : sessions)
+        {
+            sources.push_back({session->broker(), POLLIN, 0});
+        }
         retry([&] { return poll(sources.data(), sources.size(), -1); });
         if (sources[0].revents != 0)
         {
             return nullptr;
         }
-        for (std::size_t number = 2; number < sources.size(); ++number)
+        const std::size_t first = 2 + silent.size();
+        for (std::size_t number = sessions.size(); number-- > 0;)
+        {
+            if (sources[first + number].revents != 0 && !sessions[number]->answer())
+            {
+                sessions.erase(sessions.begin() + static_cast<std::ptrdiff_t>(number));
+            }
+        }
+        for (std::size_t number = 2; number < first; ++number)
         {
             if (sources[number].revents != 0)
             {
@@ -405,7 +423,7 @@ std::unique_ptr<Session> Listener::accept()
                 silent.erase(place);
                 if (Descriptor client = receive(control.get()); client)
                 {
-                    return std::make_unique<Session>(std::move(client), std::move(control));
+                    return sessions.emplace_back(std::make_shared<Session>(std::move(client), std::move(control)));
                 }
                 break; // the others are at other places now
             }

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,22 +42,18 @@ private:
 };
 
 // The connection of one client, as the office reads and writes it, and the control connection that the broker keeps to
-// it. One thread reads at a time, and one writes; any may call `close`.
+// it. One thread reads at a time, one writes, and one answers the broker; any may call `close` and `release`.
 class Session
 {
 public:
     // Takes a stream socket, and the control connection. Tells the broker that the session has begun.
     Session(Descriptor client, Descriptor control);
-
-    // Closes both, the client's first. That the control connection ends tells the broker that nothing of the office has
-    // the session any more.
     ~Session();
 
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
-    // Waits for `size` bytes, and answers the broker meanwhile. Returns how many there are: fewer only at the end. Throws
-    // std::system_error.
+    // Waits for `size` bytes. Returns how many there are: fewer only at the end. Throws std::system_error.
     std::size_t read(std::uint8_t* data, std::size_t size);
 
     // Waits until all bytes are written. Throws std::system_error.
@@ -65,11 +62,22 @@ public:
     // Ends the connection for both sides, and any wait. May be called again.
     void close() noexcept;
 
+    // Ends both connections, the client's first. That the control connection ends tells the broker that nothing of the
+    // office has the session any more. May be called again.
+    void release() noexcept;
+
+    // The control connection, which stays the session's: `answer` is to be called when it can be read.
+    int broker() const { return control.get(); }
+
+    // Answers one message of the broker, and does not wait. False if no other will come.
+    bool answer();
+
 private:
-    std::size_t fill(std::uint8_t* data, std::size_t size);
     std::size_t takeBuffered(std::uint8_t* data, std::size_t size);
-    bool waitReadable();
-    void answer();
+    std::size_t receive(std::uint8_t* data, std::size_t size);
+    std::size_t take(std::uint8_t* data, std::size_t size, std::size_t all);
+    void count(const std::uint8_t* data, std::size_t size);
+    void end(std::string_view total);
     void tell(const std::string& text) const noexcept;
     std::string calls() const;
     bool isStillAt(std::string_view total) const;
@@ -77,6 +85,10 @@ private:
 
     Descriptor client;
     Descriptor control;
+    // Held by who takes bytes that have been received, and by who answers the broker by what has been taken. So a call is
+    // taken either before the broker is answered, which then knows of it, or after that; and if the answer was that the
+    // session is ended, the call is dropped.
+    std::mutex taking;
     Calls counts;
     // The office's own calls, in the same way: what is sent is received by the client.
     Calls officeCalls;
@@ -86,9 +98,9 @@ private:
     std::size_t filled = 0;
     // The client's first bytes, for the broker.
     std::string opening;
-    // Whether the broker can still be heard. For the thread that reads.
-    bool listening = true;
     std::atomic<bool> closed{false};
+    // Whether something that is counted already is still being sent.
+    std::atomic<bool> writing{false};
     // Whether the client was the first to end the connection.
     std::atomic<bool> clientEnded{false};
     // When a byte was last read or written, in milliseconds of CLOCK_MONOTONIC.
@@ -109,10 +121,11 @@ public:
     Listener(const Listener&) = delete;
     Listener& operator=(const Listener&) = delete;
 
-    // Waits for the next client; none after `stop`. Whoever hands over something else is hung up on. Whoever connects and
-    // says nothing keeps nobody waiting, and may still hand a client over: a broker that is killed between the two has left
-    // its connection to the next one. Never throws for what a peer does.
-    std::unique_ptr<Session> accept();
+    // Waits for the next client, and answers the broker's questions about the others meanwhile; none after `stop`. Whoever
+    // hands over something else is hung up on. Whoever connects and says nothing keeps nobody waiting, and may still hand a
+    // client over: a broker that is killed between the two has left its connection to the next one. Never throws for what
+    // a peer does.
+    std::shared_ptr<Session> accept();
 
     // Ends `accept`, for good. May be called by any thread.
     void stop() noexcept;
@@ -129,6 +142,8 @@ private:
     Descriptor stopped;
     // Who has connected and said nothing, the oldest first.
     std::vector<Descriptor> silent;
+    // The sessions of which the broker may ask something.
+    std::vector<std::shared_ptr<Session>> sessions;
 };
 
 }

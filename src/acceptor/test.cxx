@@ -18,9 +18,11 @@
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -84,17 +86,77 @@ std::string ask(int control, const std::string& text)
     return next(control);
 }
 
-// A session whose client and broker are this test.
+struct Place
+{
+    Place()
+    {
+        std::string name = std::filesystem::temp_directory_path() / "ooodd-XXXXXX";
+        REQUIRE(mkdtemp(name.data()) != nullptr);
+        directory = name;
+        path = directory / "clients";
+    }
+    ~Place() { std::filesystem::remove_all(directory); }
+
+    Descriptor connect() const
+    {
+        Descriptor control(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+        sockaddr_un address{};
+        address.sun_family = AF_UNIX;
+        const std::string name = path;
+        std::copy(name.begin(), name.end(), address.sun_path);
+        REQUIRE(::connect(control.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+        return control;
+    }
+
+    std::filesystem::path directory;
+    std::filesystem::path path;
+};
+
+void handOver(int control, const std::string& text, const std::vector<int>& numbers)
+{
+    iovec part{const_cast<char*>(text.data()), text.size()}; // sendmsg only reads it
+    std::vector<std::uint8_t> ancillary(CMSG_SPACE(numbers.size() * sizeof(int)));
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    if (!numbers.empty())
+    {
+        message.msg_control = ancillary.data();
+        message.msg_controllen = ancillary.size();
+        cmsghdr* header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(numbers.size() * sizeof(int));
+        std::memcpy(CMSG_DATA(header), numbers.data(), numbers.size() * sizeof(int));
+    }
+    REQUIRE(sendmsg(control, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(text.size()));
+}
+
+std::size_t openDescriptors()
+{
+    const std::filesystem::directory_iterator all("/proc/self/fd");
+    return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+// A session whose client and broker are this test. The listener answers the broker as it does in an office: the thread
+// that has accepted the session goes on to accept.
 struct Scene
 {
     Scene()
+        : listener(place.path)
     {
-        auto [clientEnd, officeEnd] = connected(SOCK_STREAM);
-        auto [brokerEnd, control] = connected(SOCK_SEQPACKET);
-        client = std::move(clientEnd);
-        broker = std::move(brokerEnd);
-        session = std::make_unique<Session>(std::move(officeEnd), std::move(control));
+        std::tie(client, officeEnd) = connected(SOCK_STREAM);
+        broker = place.connect();
+        handOver(broker.get(), "ooodd 1 session", {officeEnd.get()});
+        session = listener.accept();
+        REQUIRE(session != nullptr);
         REQUIRE(next(broker.get()) == "began");
+        accepting = std::thread([this] { listener.accept(); });
+    }
+    ~Scene()
+    {
+        listener.stop();
+        accepting.join();
     }
 
     // Reads as LibreOffice does, a header and then a body, until `size` bytes are there.
@@ -117,9 +179,13 @@ struct Scene
         return std::async(std::launch::async, [this, size] { return read(size); });
     }
 
+    Place place;
+    Listener listener;
+    std::thread accepting;
     Descriptor client;
+    Descriptor officeEnd;
     Descriptor broker;
-    std::unique_ptr<Session> session;
+    std::shared_ptr<Session> session;
 };
 
 }
@@ -224,7 +290,7 @@ TEST_CASE("bytes go both ways, and the end comes after the last")
     CHECK(scene.read(8).empty());
     scene.session->close();
     CHECK(next(scene.broker.get()).substr(0, 16) == "closed client 4 ");
-    scene.session.reset();
+    scene.session->release();
     CHECK(next(scene.broker.get()) == "end");
 }
 
@@ -237,9 +303,10 @@ TEST_CASE("a piece of a block before the end is what there is")
     CHECK(scene.read(8).empty());
 }
 
-TEST_CASE("the broker is answered while the office waits for the client")
+TEST_CASE("the broker is answered while the office waits for the client, and while it does not")
 {
     Scene scene;
+    CHECK(ask(scene.broker.get(), "calls").substr(0, 10) == "calls 0 0 ");
     auto read = scene.reading(call.size());
     CHECK(ask(scene.broker.get(), "calls").substr(0, 10) == "calls 0 0 ");
     send(scene.client.get(), {call.begin(), call.begin() + 3});
@@ -286,11 +353,81 @@ TEST_CASE("a session is ended only if nothing is under way and nothing has come 
     send(scene.client.get(), call);
     CHECK(read.get() == call);
     scene.session->write(reply.data(), reply.size());
-    const std::string end = "end 2";
-    REQUIRE(::send(scene.broker.get(), end.data(), end.size(), 0) == static_cast<ssize_t>(end.size()));
-    send(scene.client.get(), call); // nobody reads yet, so both are found together
+    send(scene.client.get(), call); // nobody reads yet
+    CHECK(ask(scene.broker.get(), "end 2") == "busy");
     CHECK(scene.read(call.size()) == call);
-    CHECK(next(scene.broker.get()) == "busy");
+    scene.session->write(reply.data(), reply.size());
+    send(scene.client.get(), call);
+    send(scene.client.get(), shortCall);
+    CHECK(scene.read(call.size()) == call); // the other is received with it, and not taken yet
+    scene.session->write(reply.data(), reply.size());
+    CHECK(ask(scene.broker.get(), "end 4") == "busy");
+    CHECK(scene.read(shortCall.size()) == shortCall);
+    // A reply that has not been sent to its end.
+    Bytes large(10'000'000, 9);
+    large[0] = 0x88;
+    const Bytes all = block(large);
+    auto written = std::async(std::launch::async, [&] { scene.session->write(all.data(), all.size()); });
+    Bytes got(5 * reply.size() + all.size());
+    REQUIRE(recv(scene.client.get(), got.data(), 4 * reply.size() + 1, MSG_WAITALL) > 0); // so it has begun
+    CHECK(ask(scene.broker.get(), "end 5") == "busy");
+    REQUIRE(recv(scene.client.get(), got.data(), all.size() - 1, MSG_WAITALL) == static_cast<ssize_t>(all.size()) - 1);
+    written.get();
+    CHECK(ask(scene.broker.get(), "end 5") == "ended");
+}
+
+TEST_CASE("a call is either made or the session was ended before it, however close they come")
+{
+    int ended = 0;
+    for (int round = 0; round < 200; ++round)
+    {
+        Scene scene;
+        auto read = scene.reading(call.size());
+        std::thread client(
+            [&]
+            {
+                for (volatile int spin = 0; spin < round * 50; spin = spin + 1)
+                {
+                }
+                ::send(scene.client.get(), call.data(), call.size(), MSG_NOSIGNAL);
+            });
+        const std::string answer = ask(scene.broker.get(), "end 0");
+        client.join();
+        if (answer == "ended")
+        {
+            ++ended;
+            CHECK(read.get().empty());
+        }
+        else
+        {
+            CHECK(answer == "busy");
+            CHECK(read.get() == call);
+        }
+        scene.session->close();
+    }
+    MESSAGE(ended << " of 200 sessions were ended before the call");
+}
+
+TEST_CASE("a session goes on whatever the broker does to the flag that both share")
+{
+    Scene scene;
+    auto read = scene.reading(call.size());
+    // It is the description of the socket that the office has: this test has passed it on, and kept a duplicate.
+    const Descriptor office(fcntl(scene.officeEnd.get(), F_DUPFD_CLOEXEC, 0));
+    for (int count = 0; count < 3; ++count)
+    {
+        REQUIRE(fcntl(office.get(), F_SETFL, O_NONBLOCK) == 0);
+        send(scene.client.get(), call);
+        CHECK(read.get() == call);
+        REQUIRE(fcntl(office.get(), F_SETFL, O_NONBLOCK) == 0);
+        read = scene.reading(call.size());
+        const Bytes large(3'000'000);
+        auto written = std::async(std::launch::async, [&] { scene.session->write(large.data(), large.size()); });
+        Bytes got(large.size());
+        CHECK(recv(scene.client.get(), got.data(), got.size(), MSG_WAITALL) == static_cast<ssize_t>(got.size()));
+        written.get();
+    }
+    scene.session->close();
 }
 
 TEST_CASE("a session that is quiet is ended")
@@ -352,63 +489,6 @@ TEST_CASE("close ends a read and a write that wait")
     written.get();
 }
 
-namespace
-{
-
-struct Place
-{
-    Place()
-    {
-        std::string name = std::filesystem::temp_directory_path() / "ooodd-XXXXXX";
-        REQUIRE(mkdtemp(name.data()) != nullptr);
-        directory = name;
-        path = directory / "clients";
-    }
-    ~Place() { std::filesystem::remove_all(directory); }
-
-    Descriptor connect() const
-    {
-        Descriptor control(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-        sockaddr_un address{};
-        address.sun_family = AF_UNIX;
-        const std::string name = path;
-        std::copy(name.begin(), name.end(), address.sun_path);
-        REQUIRE(::connect(control.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
-        return control;
-    }
-
-    std::filesystem::path directory;
-    std::filesystem::path path;
-};
-
-void handOver(int control, const std::string& text, const std::vector<int>& numbers)
-{
-    iovec part{const_cast<char*>(text.data()), text.size()}; // sendmsg only reads it
-    std::vector<std::uint8_t> ancillary(CMSG_SPACE(numbers.size() * sizeof(int)));
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    if (!numbers.empty())
-    {
-        message.msg_control = ancillary.data();
-        message.msg_controllen = ancillary.size();
-        cmsghdr* header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(numbers.size() * sizeof(int));
-        std::memcpy(CMSG_DATA(header), numbers.data(), numbers.size() * sizeof(int));
-    }
-    REQUIRE(sendmsg(control, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(text.size()));
-}
-
-std::size_t openDescriptors()
-{
-    const std::filesystem::directory_iterator all("/proc/self/fd");
-    return static_cast<std::size_t>(std::distance(begin(all), end(all)));
-}
-
-}
-
 TEST_CASE("a client that is handed over has a session")
 {
     const Place place;
@@ -417,7 +497,7 @@ TEST_CASE("a client that is handed over has a session")
     const Descriptor control = place.connect();
     handOver(control.get(), "ooodd 1 session", {office.get()});
     office.reset();
-    const std::unique_ptr<Session> session = listener.accept();
+    const std::shared_ptr<Session> session = listener.accept();
     REQUIRE(session != nullptr);
     CHECK(next(control.get()) == "began");
     send(client.get(), call);
@@ -500,7 +580,7 @@ TEST_CASE("who says nothing keeps nobody waiting, and may hand a client over lat
     {
         auto accepted = std::async(std::launch::async, [&] { return listener.accept(); });
         handOver(each->get(), good, {office.get()});
-        const std::unique_ptr<Session> session = accepted.get();
+        const std::shared_ptr<Session> session = accepted.get();
         REQUIRE(session != nullptr);
         CHECK(next(each->get()) == "began");
         CHECK(next(oldest.get()) == "end");

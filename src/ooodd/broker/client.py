@@ -193,6 +193,6 @@ class Client:
 def peek_opening(connection: socket.socket) -> bytes:
     """Return a connection's first bytes, which stay in the socket; none if nothing has come, or nothing will."""
     try:
-        return connection.recv(OPENING_SIZE, socket.MSG_PEEK)
+        return connection.recv(OPENING_SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
         return b""
