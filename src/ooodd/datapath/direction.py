@@ -51,6 +51,8 @@ class Direction:
         "_holds",
         "_loop",
         "_pending",
+        "_receive_into",
+        "_send",
         "_sink",
         "_source",
         "count_calls",
@@ -71,6 +73,9 @@ class Direction:
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._sink = sink
+        # They are called for each chunk, and to look them up takes time.
+        self._receive_into = source.recv_into
+        self._send = sink.send
         self._holds = holds
         self._hold = hold
         # Is told all bytes, in their order.
@@ -129,28 +134,30 @@ class Direction:
         try:
             self._holds[self._hold] = 1
             try:
-                size = self._source.recv_into(_chunk)
+                size = self._receive_into(_chunk)
             except BlockingIOError:
                 self._holds[self._hold] = 0
                 return True
             except OSError:
                 return self._end(reset=True)
-            return self._forward(_view[:size]) if size else self._end(reset=False)
+            return self._forward(_view[:size], size) if size else self._end(reset=False)
         except BaseException as error:
             self._callbacks.failed(error)
             raise
 
-    def _forward(self, data: memoryview) -> bool:
-        """Send the data, and keep what the sink does not take. Return as `_readable` does."""
-        size = len(data)
-        self.total += size
+    def _forward(self, data: memoryview, size: int) -> bool:
+        """Send the data, and keep what the sink does not take. Return as `_readable` does.
+
+        What is done before the data is sent, the peer waits for.
+        """
         try:
-            sent = size if self._drop else self._sink.send(data)
+            sent = size if self._drop else self._send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._lose_sink()
             sent = size
+        self.total += size
         self.moved = time.monotonic()
         self.count_calls(data)
         if sent == size:

@@ -51,8 +51,9 @@ class EagerSelector(selectors.EpollSelector):
         if not self.readers:
             return super().select(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while events := self._epoll.poll(timeout):
-            if not self._handle(events):
+        poll, handle = self._epoll.poll, self._handle
+        while events := poll(timeout):
+            if not handle(events):
                 return super().select(0)  # events stay ready until they are handled
             if deadline is not None and (timeout := deadline - time.monotonic()) <= 0:
                 break
