@@ -11,8 +11,8 @@ import psutil
 
 import offices
 from calls import POOL, client
-from conversions import pss
 from figure import Figure
+from memory import pss, uss
 from starts import converse
 from talk import OPENING
 
@@ -34,7 +34,11 @@ def measure() -> Iterator[Figure]:
     time.sleep(IDLE_SECONDS)
     rate = (_wakeups(broker.pid) - before) / (time.monotonic() - begun)
     yield Figure(
-        "broker-wakeups", f"Wake-ups of the broker in {IDLE_SECONDS} s without clients", "1/s", {"ooodd": [rate]}
+        "broker-wakeups",
+        f"Wake-ups of the broker in {IDLE_SECONDS} s without clients",
+        "1/s",
+        {"ooodd": [rate]},
+        note="Four idle offices are probed, each every `[pool] probe_interval`, and a probe takes several wake-ups.",
     )
     yield _cpu_of_calls(pool)
     yield _sessions(pool)
@@ -72,11 +76,11 @@ def _sessions(pool: offices.Pool) -> Figure:
         with ExitStack() as stack:
             for _ in range(4):  # what the first ones need is there for all
                 stack.enter_context(client(offices.POOL_PORT))
-            before = pss(broker.pid)
+            before = uss(broker.pid)
             for _ in range(16):
                 stack.enter_context(client(offices.POOL_PORT))
-            rounds[f"ooodd {mode}"] = [(pss(broker.pid) - before) * 1024 / 16]
-    return Figure("broker-session", "PSS of the broker for a session", "KiB", rounds)
+            rounds[f"ooodd {mode}"] = [(uss(broker.pid) - before) * 1024 / 16]
+    return Figure("broker-session", "Memory of the broker for a session", "KiB", rounds)
 
 
 def _waiting(pool: offices.Pool) -> Iterator[Figure]:
@@ -87,17 +91,17 @@ def _waiting(pool: offices.Pool) -> Iterator[Figure]:
         pool.configure(text)
         broker = pool.broker()
         with client(offices.POOL_PORT), ExitStack() as stack:
-            before, cpu = pss(broker.pid), _cpu(broker)
+            before, cpu = uss(broker.pid), _cpu(broker)
             for number in range(count):
                 source = f"127.0.0.{1 + number % 200}", 0  # a port of its own for each
                 address = "127.0.0.1", offices.POOL_PORT
                 stack.enter_context(socket.create_connection(address, source_address=source)).sendall(OPENING)
             pool.wait(lambda: pool.status()["queue"]["length"] == count)  # noqa: B023 - called at once
-            memory[f"{count} clients"] = [(pss(broker.pid) - before) * 1024 / count]
+            memory[f"{count} clients"] = [(uss(broker.pid) - before) * 1024 / count]
             stack.close()
             pool.wait(lambda: pool.status()["queue"]["length"] == 0)
             seconds[f"{count} clients"] = [(_cpu(broker) - cpu) * 1e3 / count]
-    yield Figure("broker-waiting", "PSS of the broker for a client that waits", "KiB", memory)
+    yield Figure("broker-waiting", "Memory of the broker for a client that waits", "KiB", memory)
     yield Figure("broker-waiting-cpu", "CPU of the broker for a client that waits and leaves", "ms", seconds)
 
 
