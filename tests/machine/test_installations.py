@@ -279,27 +279,27 @@ def test_variables_for_all_services_disturb_nothing(service: Service) -> None:
 # Another office
 
 
-ANOTHER_OFFICE = "[Service]\nEnvironment=OOODD_OFFICE=/opt/office/program\nBindReadOnlyPaths=/opt/office\n"
-
-
-def test_an_office_in_opt_serves_with_the_extensions(with_extension: Service) -> None:
+@pytest.mark.parametrize("place", ["/opt/office", "/home/alice/office"])
+def test_an_office_in_another_place_serves_with_the_extensions(with_extension: Service, place: str) -> None:
     """As the documentation says: one drop-in for the offices and one for the profile."""
     service, machine = with_extension, with_extension.machine
     # Links in it lead to files beside it, and some of the SDK's to nowhere.
-    machine.run("sh", "-c", "cp -rL --preserve=mode,timestamps /usr/lib/libreoffice /opt/office", timeout=300)
+    machine.run("mkdir", "-p", "-m", "755", str(Path(place).parent), check=True)
+    machine.run("sh", "-c", f"cp -rL --preserve=mode,timestamps /usr/lib/libreoffice {place}", timeout=300)
     machine.run(
-        "sh", "-c", "sed -i s,file:///usr/lib/libreoffice,file:///opt/office, /opt/office/program/*rc", check=True
+        "sh", "-c", f"sed -i s,file:///usr/lib/libreoffice,file://{place}, {place}/program/*rc", check=True
     )
+    drop_in = f"[Service]\nEnvironment=OOODD_OFFICE={place}/program\nBindReadOnlyPaths={place}\n"
     for unit in ("ooodd-worker@", "ooodd-profile"):
         directory = f"/etc/systemd/system/{unit}.service.d"
         machine.run("mkdir", "-p", directory, check=True)
-        machine.put(f"{directory}/office.conf", ANOTHER_OFFICE)
+        machine.put(f"{directory}/office.conf", drop_in)
     machine.run("systemctl", "daemon-reload", check=True)
     service.configure("[pool]\nworkers = 2\nmax_uses = 1\n")
     for _ in range(3):
         assert ask(service, "service", extension.SERVICE)
     worker = service.wait_idle()[0]
-    assert machine.run("readlink", f"/proc/{worker['pid']}/exe").stdout == "/opt/office/program/soffice.bin\n"
+    assert machine.run("readlink", f"/proc/{worker['pid']}/exe").stdout == f"{place}/program/soffice.bin\n"
     result = machine.run("ooodd", "convert", LETTER, "-o", "/tmp/opt.pdf", timeout=PATIENCE)
     assert (result.returncode, result.stderr) == (0, "")
     assert service.pages("/tmp/opt.pdf") > 0
