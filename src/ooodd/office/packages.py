@@ -8,6 +8,7 @@ when dpkg has failed; so only while somebody holds one of dpkg's locks, as apt d
 All of that can be read by every user. As long as nothing has changed, a look costs a stat(2) and an empty directory.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ class Packages:
     def __init__(self, dpkg: Path = Path("/var/lib/dpkg"), locks: Path = Path("/proc/locks")) -> None:
         """Take the directory of dpkg's database, and the kernel's list of locks."""
         self._dpkg = dpkg
+        # As text: each client is looked at, and to make paths takes longer than to look.
+        self._status, self._updates = str(dpkg / "status"), str(dpkg / "updates")
         self._locks = locks
         self._read: _Signature | None = None
         self._touched = ""
@@ -57,8 +60,8 @@ class Packages:
         return ""  # there is no dpkg
 
     def _signature(self) -> _Signature:
-        status = (self._dpkg / "status").stat()
-        updates = sorted(path.name for path in (self._dpkg / "updates").iterdir() if path.name.isdecimal())
+        status = os.stat(self._status)  # noqa: PTH116
+        updates = sorted(name for name in os.listdir(self._updates) if name.isdecimal())  # noqa: PTH208
         return status.st_mtime_ns, status.st_ino, tuple(updates)
 
     def _look(self, updates: tuple[str, ...]) -> str:

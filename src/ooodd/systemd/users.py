@@ -11,7 +11,6 @@ import socket
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address
 from itertools import count
 
 from ooodd.systemd.peer import credentials
@@ -33,6 +32,8 @@ _NO_COOKIE = 0xFFFFFFFF
 # The states in which a socket has an owner: established, and closed by the other side.
 _OWNED = {1, 8}
 _MOST_BYTES = 8192
+# What an IPv6 address begins with that stands for an IPv4 one, RFC 4291.
+_IPV4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class Users:
@@ -114,11 +115,10 @@ def _request(client: tuple[str, int], server: tuple[str, int]) -> bytes:
 
 def _address(address: tuple[object, ...]) -> tuple[bytes, int]:
     """Return the bytes of an address, IPv4 if it is a mapped one, and its network interface, 0 for any."""
-    ip = ip_address(str(address[0]).partition("%")[0])
+    host = str(address[0]).partition("%")[0]
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     interface = address[3] if len(address) > 3 else 0  # noqa: PLR2004 - an IPv6 address has flow and scope
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.packed, interface if isinstance(interface, int) else 0
+    return packed.removeprefix(_IPV4_MAPPED), interface if isinstance(interface, int) else 0
 
 
 def _uid(answer: bytes) -> int | None:
