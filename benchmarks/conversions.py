@@ -40,10 +40,9 @@ workers = {workers}
 min_workers = {workers}
 max_uses = {uses}
 max_uses_jitter = 0
+preload = [{preload}]
 [queue]
 max_clients = 10000
-[data_path]
-mode = "{mode}"
 """
 Job = Callable[[int], None]
 
@@ -147,7 +146,7 @@ def _conversions(documents: Sequence[Path], lanes: int, workers: int, goal: floa
     with offices.plain(workers, 20) as plain, unoservers(workers) as servers:
 
         def of_pool(uses: int) -> float:
-            pool.configure(POOL.format(workers=workers, uses=uses, mode="forward"))
+            pool.configure(POOL.format(workers=workers, uses=uses, preload=""))
             return rate(len(documents), lanes, lambda number, _: convert(offices.POOL_PORT, documents[number]))
 
         paths: dict[str, Callable[[], float]] = {
@@ -205,7 +204,7 @@ def _short_jobs(length: float) -> Figure:
     pool, lanes, sessions = offices.Pool(), 2, max(8, int(6 / (length + 0.1)))
 
     def of_pool(uses: int) -> float:
-        pool.configure(POOL.format(workers=4, uses=uses, mode="forward"))
+        pool.configure(POOL.format(workers=4, uses=uses, preload=""))
         return rate(sessions, lanes, lambda _, __: converse(offices.POOL_PORT, partial(_spin, length)))
 
     return Figure(
@@ -229,7 +228,7 @@ def _memory(documents: Sequence[Path]) -> Figure:
     """PSS of an office after a hundred documents."""
     rounds: dict[str, list[float]] = {"a worker": [], "a stock soffice": []}
     pool = offices.Pool()
-    pool.configure(POOL.format(workers=1, uses=1000000, mode="forward"))
+    pool.configure(POOL.format(workers=1, uses=1000000, preload=""))
     with offices.plain(1, 20, stock=True) as (office,):
         for number in range(100):
             convert(offices.POOL_PORT, documents[number % len(documents)])

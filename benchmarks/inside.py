@@ -3,7 +3,7 @@
 
     inside.py DOCUMENTS PART...
 
-The parts are modules here: calls, conversions, starts, broker.
+The parts are modules here: calls, starts, conversions, preload, broker.
 """
 
 import json

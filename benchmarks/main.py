@@ -3,8 +3,8 @@
 
     benchmarks/run [--json] [PART...]
 
-The parts are calls, starts, conversions and broker. With all of them, docs/benchmarks.md and what belongs to it are
-written anew; otherwise the figures are only printed. Nothing fails because something is slow.
+The parts are calls, starts, conversions, preload and broker. With all of them, docs/benchmarks.md and what belongs to
+it are written anew; otherwise the figures are only printed. Nothing fails because something is slow.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path[:0] = [str(TREE / "tests" / "machine"), str(TREE / "src")]
 
 from machine import Machine  # noqa: E402 - it is found by the line before
 
-PARTS = ("calls", "starts", "conversions", "broker")
+PARTS = ("calls", "starts", "conversions", "preload", "broker")
 DOCS = TREE / "docs"
 LIMIT = 7200.0
 
@@ -53,6 +53,9 @@ def measure(parts: list[str]) -> tuple[dict[str, str], list[Figure]]:
         machine.run("dpkg", "--purge", "ooodd")
         machine.install(*sorted((TREE / "dist").glob("*.deb")))
         facts = {
+            "commit": subprocess.run(
+                ["git", "describe", "--always", "--dirty"], cwd=TREE, check=True, capture_output=True, text=True
+            ).stdout.strip(),
             "machine": f"{os.cpu_count()} CPUs, Linux {platform.release()}, load before {os.getloadavg()[0]:.2f}",
             **{name: first_line(machine, *command) for name, command in VERSIONS.items()},
             "unoserver": (TREE / "benchmarks" / "requirements.txt").read_text().split("==")[1].strip(),

@@ -111,6 +111,11 @@ def _wait(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+def cpu_of_worker(number: int = 1) -> float:
+    """Return the seconds of CPU that a worker's unit has used since its start."""
+    return int(_output("systemctl", "show", "--value", "-p", "CPUUsageNSec", f"ooodd-worker@{number}.service")) / 1e9
+
+
 def made_profile() -> Path:
     """Return the profile of which the pool's offices get copies."""
     _systemctl("start", "ooodd-profile.service")

@@ -43,8 +43,8 @@ _SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)")
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)\s*")
 
-# Keys that are reserved for a later version. Setting one is an error, because it would have no effect.
-_RESERVED = {"pool": {"preload"}}
+# The kinds of documents in [pool] preload.
+PRELOADABLE = ("writer", "calc", "impress", "draw", "math")
 
 
 def parse_duration(text: str) -> float:
@@ -108,7 +108,12 @@ BytesOrNone = Annotated[
 ]
 
 # What a list may hold, for errors.
-_EXAMPLES = {"allowed_hosts": "192.0.2.0/24", "allowed_users": "www-data", "allowed_groups": "office-clients"}
+_EXAMPLES = {
+    "allowed_hosts": "192.0.2.0/24",
+    "allowed_users": "www-data",
+    "allowed_groups": "office-clients",
+    "preload": "writer",
+}
 # The jitter of a `max_uses` that is great enough.
 _DEFAULT_JITTER = 3
 _YEAR = 365 * 86400.0
@@ -149,6 +154,7 @@ class PoolSection(BaseModel, extra="forbid"):
     idle_timeout: SecondsOrNone = Field(default=600.0, ge=1.0, le=_YEAR)
     probe_interval: SecondsOrNone = Field(default=60.0, ge=1.0, le=86400.0)
     probe_timeout: Seconds = Field(default=5.0, ge=0.1, le=600.0)
+    preload: list[str] = Field(default_factory=list)
 
 
 class QueueSection(BaseModel, extra="forbid"):
@@ -261,27 +267,23 @@ def parse(text: str, source: str) -> Config:
 
 
 def _prepare(document: dict[str, Any]) -> Iterator[str]:
-    """Replace durations and sizes by numbers. Yield a problem for each unknown, reserved or wrongly typed key."""
+    """Replace durations and sizes by numbers. Yield a problem for each unknown or wrongly typed key."""
     sections = Config.__annotations__
     for section, values in document.items():
-        if section not in sections and section not in _RESERVED:
-            yield _unknown("", section, [*sections, *_RESERVED], "section")
+        if section not in sections:
+            yield _unknown("", section, list(sections), "section")
         elif not isinstance(values, dict):
             yield f"{section}: must be a section, [{section}]"
-        elif section not in sections and not values:
-            yield f"{section}: not supported yet; remove it"
         else:
-            keys = sections[section].__annotations__ if section in sections else {}
+            keys = sections[section].__annotations__
             for key, value in values.items():
                 yield from _prepare_key(section, key, value, keys, values)
 
 
 def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], values: dict[str, Any]) -> Iterator[str]:
     place = f"{section}.{key}"
-    if key in _RESERVED.get(section, ()):
-        yield f"{place}: not supported yet; remove it"
-    elif key not in keys:
-        yield _unknown(f"{section}.", key, [*keys, *_RESERVED.get(section, ())], "key")
+    if key not in keys:
+        yield _unknown(f"{section}.", key, list(keys), "key")
     elif quantity := _quantity(keys[key]):
         try:
             values[key] = quantity.read(value)
@@ -289,7 +291,7 @@ def _prepare_key(section: str, key: str, value: object, keys: dict[str, type], v
             yield f"{place}: {error}"
     elif int in (keys[key], *get_args(keys[key])) and type(value) is not int:
         yield f"{place}: must be a whole number without quotes, not {_toml(value)}"
-    elif list[str] in get_args(keys[key]) and not (
+    elif list[str] in (keys[key], *get_args(keys[key])) and not (
         isinstance(value, list) and all(isinstance(each, str) for each in value)
     ):
         yield f'{place}: must be a list of texts, such as ["{_EXAMPLES.get(key, "")}"], not {_toml(value)}'
@@ -318,6 +320,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     for key in ("min_workers", "spare_workers"):
         if (count := getattr(pool, key)) > pool.workers:
             yield f"pool.{key}: must be at most pool.workers ({pool.workers}), not {count}; lower it or raise workers"
+    for kind in pool.preload:
+        if kind not in PRELOADABLE:
+            yield f'pool.preload: "{kind}" is none of {", ".join(PRELOADABLE)}'
     for host in config.access.allowed_hosts or ():
         try:
             network(host)

@@ -154,6 +154,11 @@ OFFICE_TAKES_NO_SOCKET = Message(
     "the office of worker {worker} can't take clients' sockets, so [data_path] mode = \"handoff\" forwards here: "
     "see journalctl -u ooodd-profile",
 )
+OFFICE_NOT_PRELOADED = Message(
+    "b3f2d1c09c7e4e0f8a6d5c4b3a291807",
+    Priority.WARNING,
+    "offices start without [pool] preload from now on: worker {worker}: {detail}",
+)
 WORKER_OUTDATED = Message(
     "e7c1a2d40b5f4b6c8d2b9a7f3c64d05e",
     Priority.NOTICE,

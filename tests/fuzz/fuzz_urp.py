@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fuzz what reads URP, guided by the code's coverage: `Probe`, `Refusal` and `Calls` of ooodd.uno.
+"""Fuzz what reads URP, guided by the code's coverage: `Conversation`, `Refusal` and `Calls` of ooodd.uno.
 
     fuzz_urp.py --seeds DIRECTORY      writes recorded conversations there, to begin with, and ends
     fuzz_urp.py [libFuzzer's options] [CORPUS ...]
@@ -25,7 +25,7 @@ from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID
 
 with atheris.instrument_imports(include=["ooodd"]):
     from ooodd.errors import ProtocolError
-    from ooodd.uno.probe import Probe
+    from ooodd.uno.conversation import Conversation, Findings, new_probe
     from ooodd.uno.refusal import Refusal
     from ooodd.uno.urp import MOST_BYTES, Calls, is_opening
 
@@ -51,14 +51,17 @@ def pieces(whole: bytes, size: int) -> list[bytes]:
     return [whole[begin : begin + size] for begin in range(0, len(whole), size)]
 
 
-def probe() -> Probe:
+Party = Conversation[Findings] | Refusal
+
+
+def probe() -> Conversation[Findings]:
     """Return a probe whose thread id the fuzzer can know."""
-    made = Probe()
+    made = new_probe()
     made._tid = TID
     return made
 
 
-def converse(party: Probe | Refusal, parts: list[bytes]) -> tuple[bytes, bool]:
+def converse(party: Party, parts: list[bytes]) -> tuple[bytes, bool]:
     """Return all that it answers, and whether it bore all of it."""
     answers, complaint = b"", ""
     for part in parts:
@@ -73,7 +76,7 @@ def converse(party: Probe | Refusal, parts: list[bytes]) -> tuple[bytes, bool]:
     return answers, not complaint
 
 
-def check_conversation(whole: bytes, size: int, one: Probe | Refusal, other: Probe | Refusal) -> None:
+def check_conversation(whole: bytes, size: int, one: Party, other: Party) -> None:
     """Let two of a kind hear the same, split and whole. One that is broken off may have answered before."""
     answers, bore = converse(one, pieces(whole, size))
     others, other_bore = converse(other, [whole])

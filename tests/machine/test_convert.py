@@ -9,6 +9,7 @@ import pytest
 
 from deadline import until
 from machine import read_line
+from ooodd import messages
 from places import DOCUMENTS_INSIDE
 from service import PATIENCE, Service
 
@@ -35,6 +36,18 @@ def test_every_kind_of_document_becomes_a_pdf(at_work: Service, expected_pages: 
         result = f"/tmp/convert/{name}.pdf"
         assert convert(at_work, f"{DOCUMENTS_INSIDE}/{name}", "-o", result) == (0, "", ""), name
         assert at_work.pages(result) == pages, name
+
+
+def test_an_office_is_preloaded_while_no_client_waits(at_work: Service) -> None:
+    at_work.configure('[pool]\nworkers = 1\nmax_uses = 1\npreload = ["calc"]\n')
+    at_work.start()
+    machine, before = at_work.machine, at_work.machine.journal_moment()
+    for _ in range(2):  # also one that starts after a session
+        (worker,) = at_work.wait_idle()
+        loaded = machine.run("grep", "-o", "libs[cdw]lo.so", f"/proc/{worker['pid']}/maps").stdout
+        assert set(loaded.split()) == {"libsclo.so"}
+        assert convert(at_work, f"{DOCUMENTS_INSIDE}/letter.odt", "-o", "/tmp/convert/letter.pdf") == (0, "", "")
+    assert at_work.lines(messages.OFFICE_NOT_PRELOADED, before) == []
 
 
 def test_one_fails_and_the_others_do_not(at_work: Service) -> None:

@@ -286,9 +286,7 @@ def test_an_office_in_another_place_serves_with_the_extensions(with_extension: S
     # Links in it lead to files beside it, and some of the SDK's to nowhere.
     machine.run("mkdir", "-p", "-m", "755", str(Path(place).parent), check=True)
     machine.run("sh", "-c", f"cp -rL --preserve=mode,timestamps /usr/lib/libreoffice {place}", timeout=300)
-    machine.run(
-        "sh", "-c", f"sed -i s,file:///usr/lib/libreoffice,file://{place}, {place}/program/*rc", check=True
-    )
+    machine.run("sh", "-c", f"sed -i s,file:///usr/lib/libreoffice,file://{place}, {place}/program/*rc", check=True)
     drop_in = f"[Service]\nEnvironment=OOODD_OFFICE={place}/program\nBindReadOnlyPaths={place}\n"
     for unit in ("ooodd-worker@", "ooodd-profile"):
         directory = f"/etc/systemd/system/{unit}.service.d"

@@ -102,7 +102,7 @@ def test_ooodd_stop_ends_the_broker_and_the_next_client_starts_it(service: Servi
         ('[pool]\nworkers = "3"\n', "pool.workers: must be a whole number"),
         ("[pool]\nworkers = 0\n", "pool.workers: must be at least 1"),
         ("[pool\n", "(at line 1, column 6)"),
-        ("[pool]\npreload = true\n", "pool.preload: not supported yet"),
+        ("[pool]\npreload = true\n", "pool.preload: must be a list of texts"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_one_start(service: Service, text: str, reason: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from foreground import HANG_LIMIT, OFFICE, PYTHON, pipes_of
 from ooodd.office.profile import make_profile
-from ooodd.uno.probe import Findings, Probe
+from ooodd.uno.conversation import FACTORIES, Findings, new_preload, new_probe
 from ooodd.uno.refusal import Refusal
 from ooodd.uno.urp import Calls
 
@@ -82,14 +82,28 @@ class RunningOffice:
 
     def probe(self, within: float = HANG_LIMIT) -> Findings:
         """Probe the office. Raise TimeoutError if a part of the answer takes longer than `within`."""
-        probe = Probe()
+        probe = new_probe()
         with self.connect() as connection:
             connection.settimeout(within)
-            while probe.findings is None:
+            while probe.result is None:
                 data = connection.recv(1 << 16)
                 assert data, "the office closed the connection"
                 connection.sendall(probe.receive(data))
-        return probe.findings
+        return probe.result
+
+    def has_loaded(self, library: str) -> bool:
+        return library in Path(f"/proc/{self.process.pid}/maps").read_text()
+
+    def preload(self, *kinds: str) -> list[str]:
+        """Have the office preload these kinds, and return those that it has not."""
+        preload = new_preload(kinds)
+        with self.connect() as connection:
+            connection.settimeout(HANG_LIMIT)
+            while preload.result is None:
+                data = connection.recv(1 << 16)
+                assert data, "the office closed the connection"
+                connection.sendall(preload.receive(data))
+        return preload.result
 
     def probe_until_timeout(self, within: float) -> None:
         """Probe the office until it takes longer than `within`."""
@@ -198,6 +212,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_office_that_was_never_used_is_clean(office: RunningOffice) -> None:
     assert office.probe() == CLEAN
+
+
+def test_preloading_loads_the_libraries_and_leaves_nothing_open(office: RunningOffice) -> None:
+    for kind, library in (("writer", "libswlo.so"), ("calc", "libsclo.so"), ("impress", "libsdlo.so")):
+        assert not office.has_loaded(library)
+        assert office.preload(kind) == []
+        assert office.has_loaded(library)
+        assert office.probe().clean
+    assert office.preload(*FACTORIES) == []
+    assert office.probe().clean
 
 
 def test_a_probe_leaves_nothing_in_the_office(office: RunningOffice) -> None:

@@ -70,8 +70,8 @@ class Crowd:
             answer = await receive_until_answer(connection, talk)
         if talk.refused:
             self.refusals[talk.refused] += 1
-        elif not (talk.findings and talk.findings.clean):
-            self.failed.append(f"{connection.name}: {talk.findings}")
+        elif not (talk.result and talk.result.clean):
+            self.failed.append(f"{connection.name}: {talk.result}")
 
 
 async def converse(connection: Connection) -> None:
@@ -81,7 +81,7 @@ async def converse(connection: Connection) -> None:
     while answer:
         await connection.send(answer)
         answer = await receive_until_answer(connection, talk)
-    if not talk.findings:
+    if not talk.result:
         raise RuntimeError(talk.refused)
 
 

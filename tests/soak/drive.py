@@ -110,8 +110,8 @@ async def disconnect(session: plan.Session, seen: Seen, connection: Connection, 
 async def finish(session: plan.Session, seen: Seen, connection: Connection, talk: Talk) -> None:
     if talk.refused:
         seen.end("refused", "", talk.refused)
-    elif not (talk.findings and talk.findings.clean):
-        seen.end("fault", "other", f"NOT CLEAN: {talk.findings}")
+    elif not (talk.result and talk.result.clean):
+        seen.end("fault", "other", f"NOT CLEAN: {talk.result}")
     elif session.kind in ("gone", "gone-during-call", "reset"):
         await disconnect(session, seen, connection, b"")
     else:

@@ -13,7 +13,7 @@ import struct
 from typing import Self
 
 from ooodd.errors import ProtocolError
-from ooodd.uno import probe, urp, wire
+from ooodd.uno import conversation, urp, wire
 
 PORT = 2002
 _TID = b".UrpProtocolPropertiesTid"
@@ -35,13 +35,12 @@ OPENING = _protocol_request(_REQUEST_CHANGE, _LEAST)
 _COMMIT = _protocol_request(_COMMIT_CHANGE, b"\1" + wire.text("CurrentContext") + b"\0")
 
 
-class Talk(probe.Probe):
+class Talk(conversation.Conversation[conversation.Findings]):
     """A conversation with an office of some rounds. Send OPENING first. `refused` is the text of ooodd's refusal."""
 
     def __init__(self, rounds: int) -> None:
-        super().__init__()
+        super().__init__(_rounds(rounds))
         self.refused = ""
-        self._turns = _rounds(rounds)
         # Whether an office has answered. Only an office sends a request for protocol properties, a refusal does not.
         self.office_greeted = False
         self._protocol_replies = 0
@@ -54,7 +53,7 @@ class Talk(probe.Probe):
     @property
     def done(self) -> bool:
         """Whether the conversation has ended."""
-        return bool(self.refused) or self.findings is not None
+        return bool(self.refused) or self.result is not None
 
     def _take(self) -> bytes:
         message = self._reader.message()
@@ -78,10 +77,10 @@ class Talk(probe.Probe):
         return _COMMIT if self._reader.number(4) == 1 else b""
 
 
-def _rounds(count: int) -> probe._Turns[probe.Findings]:
+def _rounds(count: int) -> conversation._Turns[conversation.Findings]:
     for _ in range(count - 1):
-        yield from probe._conversation()
-    return (yield from probe._conversation())
+        yield from conversation._look()
+    return (yield from conversation._look())
 
 
 class Connection:

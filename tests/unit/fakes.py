@@ -9,6 +9,7 @@ URP. To a client of these tests, which begins with OPENING, it echoes all data. 
 - crash-mid-reply: closes a session in the middle of a reply. never-let-go: keeps its connection open after a session.
 - leaves-document, leaves-frame: has a document or a frame open after a session.
 - rubbish: answers a probe with data that is not URP. no-pipe: does not listen.
+- no-calc: makes no Calc documents. hates-calc: closes the connection instead. keeps-calc: never closes them.
 """
 
 import asyncio
@@ -42,6 +43,9 @@ GREETING = OfficeSide().greeting()
 OPENING = struct.pack(">IIBB", 9, 1, 0xF8, 0x02) + b"opening"
 
 
+CALC = "private:factory/scalc"
+
+
 def settings(text: str) -> Config:
     """Return a configuration. Offices serve several clients unless it says otherwise: most tests look at that."""
     header, keys = "[pool]\n", "max_uses = 10\nmax_uses_jitter = 3\n"
@@ -69,6 +73,8 @@ class FakeOffice:
         self.fault = fault
         self.sessions: list[bytes] = []
         self.probes = 0
+        # By which URLs documents were made in it.
+        self.made: list[str] = []
         self.most_clients = 0
         self._clients: set[socket.socket] = set()
         self._path = path
@@ -160,8 +166,14 @@ class FakeOffice:
         used = bool(self.sessions)
         documents = int(used and self.fault == "leaves-document")
         office = OfficeSide(documents, int(used and self.fault == "leaves-frame"), current=bool(documents))
+        if self.fault == "keeps-calc":
+            office.components = office.frames = self.made.count(CALC)
+        office.missing = {CALC} if self.fault == "no-calc" else set()
+        office.made = self.made
         self.probes += bool(data)
         while data:
+            if self.fault == "hates-calc" and CALC.encode() in data:
+                return
             answer = office.receive(data)
             await self._send(connection, b"rubbish!!" if self.fault == "rubbish" and used else answer)
             data = await self._receive(connection)

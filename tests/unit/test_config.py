@@ -20,8 +20,6 @@ from ooodd.errors import ConfigError
 # The time of an example depends on the machine, so it is not limited.
 without_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-RESERVED = {"pool": ("preload",)}
-
 
 def refusal(text: str) -> str:
     """Check that the text is refused in one line, and return that line without the file's name."""
@@ -58,6 +56,7 @@ def test_an_empty_file_gives_all_defaults() -> None:
             "idle_timeout": 600.0,
             "probe_interval": 60.0,
             "probe_timeout": 5.0,
+            "preload": [],
         },
         "queue": {"max_clients": 1000, "max_per_host": None, "max_per_user": None, "timeout": 600.0},
         "session": {
@@ -87,6 +86,7 @@ ALL_KEYS = """
     idle_timeout = 1
     probe_interval = "24h"
     probe_timeout = "100ms"
+    preload = ["writer", "math"]
     [queue]
     max_clients = 0
     max_per_host = 2
@@ -124,6 +124,7 @@ def test_all_keys_can_be_set_and_are_shown() -> None:
             "idle_timeout": 1.0,
             "probe_interval": 86400.0,
             "probe_timeout": 0.1,
+            "preload": ["writer", "math"],
         },
         "queue": {"max_clients": 0, "max_per_host": 2, "max_per_user": 3, "timeout": 7.5},
         "session": {
@@ -146,7 +147,7 @@ def test_each_key_is_shown_with_one_json_type(text: str) -> None:
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
     for section in shown.values():
         for key, value in section.items():
-            texts = list if key.startswith("allowed_") else str if key in ("mode", "level") else int
+            texts = list if key.startswith(("allowed_", "preload")) else str if key in ("mode", "level") else int
             expected = float if key in DURATIONS else texts
             assert value is None or type(value) is expected, key
 
@@ -328,11 +329,17 @@ def test_who_may_connect_has_to_be_named(text: str, reason: str) -> None:
     assert refusal(f"[access]\nallowed_{text}") == f"access.allowed_{text.split(maxsplit=1)[0]}: {reason}"
 
 
-@pytest.mark.parametrize("place", [(section, key) for section, keys in RESERVED.items() for key in keys])
-@pytest.mark.parametrize("value", ["1", '"1s"', "true", "[]"])
-def test_reserved_keys_are_refused_as_not_supported_yet(place: tuple[str, str], value: str) -> None:
-    section, key = place
-    assert refusal(f"[{section}]\n{key} = {value}") == f"{section}.{key}: not supported yet; remove it"
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("true", 'must be a list of texts, such as ["writer"], not true'),
+        ('"writer"', 'must be a list of texts, such as ["writer"], not "writer"'),
+        ('["base"]', '"base" is none of writer, calc, impress, draw, math'),
+    ],
+)
+def test_what_is_preloaded_has_to_be_known(value: str, reason: str) -> None:
+    assert refusal(f"[pool]\npreload = {value}") == f"pool.preload: {reason}"
+    assert parse('[pool]\npreload = ["writer", "math"]', "").pool.preload == ["writer", "math"]
 
 
 @pytest.mark.parametrize(
@@ -534,8 +541,6 @@ def test_the_manual_has_an_entry_for_each_key_and_no_other() -> None:
         (name.lower(), key) for name, body in sections for key in re.findall(r"^\*(\w+)\*\n:   ", body, re.MULTILINE)
     ]
     assert entries == ENTRIES
-    later = manual.partition("# NOT SUPPORTED YET")[2]
-    assert all(f"*{key}*" in later for keys in RESERVED.values() for key in keys)
 
 
 def test_the_example_has_an_entry_for_each_key_and_no_other() -> None:

@@ -22,10 +22,18 @@ FRAMES = "com.sun.star.frame.XFrames"
 ACCESS = "com.sun.star.container.XEnumerationAccess"
 ENUMERATION = "com.sun.star.container.XEnumeration"
 COMPONENT = "com.sun.star.lang.XComponent"
+LOADER = "com.sun.star.frame.XComponentLoader"
+CLOSEABLE = "com.sun.star.util.XCloseable"
 THE_DESKTOP = "/singletons/com.sun.star.frame.theDesktop"
 
 # The interfaces of each object, for queryInterface.
-INTERFACES = {"context": {XINTERFACE, CONTEXT}, "desktop": {XINTERFACE, DESKTOP, SUPPLIER}}
+INTERFACES = {
+    "context": {XINTERFACE, CONTEXT},
+    "desktop": {XINTERFACE, DESKTOP, SUPPLIER, LOADER},
+    "new": {XINTERFACE, COMPONENT, CLOSEABLE},
+}
+# What loadComponentFromURL gets to load an empty, hidden document: _blank, 0, and one PropertyValue.
+HIDDEN = b"\6_blank\0\0\0\0\1\6Hidden\xff\xff\xff\xff\2\1\0\0\0\0"
 INITIAL = "StarOffice.ComponentContext"
 INTERFACE_CLASS = 22
 EXCEPTION_CLASS = 19
@@ -44,6 +52,10 @@ class OfficeSide:
         self.current = current
         # If set, calls to the Desktop get no answer, as in an office whose SolarMutex is never released.
         self.hung = False
+        # The kinds of documents of which there are none, and by which URLs documents were made. `closed` counts those.
+        self.missing: set[str] = set()
+        self.made: list[str] = []
+        self.closed = 0
         # Every request as (interface, function), for the assertions of tests.
         self.asked: list[tuple[str, int]] = []
         self._received = b""
@@ -138,6 +150,8 @@ class OfficeSide:
             (ENUMERATION, 3): lambda: bytes([self._enumerated < self.components]),
             (ENUMERATION, 4): self._next,
             (CONTEXT, 3): lambda: self._value(message.text()),
+            (LOADER, 3): lambda: self._load(message.text(), message.take(len(HIDDEN))),
+            (CLOSEABLE, 5): lambda: self._close(message.number(1)),
         }
         try:
             return calls[type_, function]()
@@ -156,6 +170,20 @@ class OfficeSide:
 
     def _value(self, name: str) -> bytes:
         return self._hand_out_any("desktop", XINTERFACE) if name == THE_DESKTOP else b"\0"
+
+    def _load(self, url: str, rest: bytes) -> bytes:
+        if rest != HIDDEN:
+            raise BrokeOff(f"to load {url} with {rest!r}")
+        if url in self.missing:
+            return NULL
+        self.made.append(url)
+        return self._hand_out("new", COMPONENT)
+
+    def _close(self, owner: int) -> bytes:
+        if owner != 1:
+            raise BrokeOff("nobody would own the document")
+        self.closed += 1
+        return b""
 
     def _next(self) -> bytes:
         if self._enumerated >= self.components:

@@ -20,6 +20,7 @@ from ooodd.config import Config
 from ooodd.datapath.path import DataPath
 from ooodd.errors import describe
 from ooodd.journal import Journal
+from ooodd.messages import Message
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.office.supervisor import Supervisor
@@ -61,6 +62,8 @@ class Driver:
         self.users = users
         self.access = Access.configured(config)
         self.keeper = Keeper(supervisor, self, config.pool.start_timeout, config.pool.probe_timeout)
+        self.keeper.preload = config.pool.preload
+        self.keeper.is_awaited = lambda: bool(pool.queue)
         self.clients: dict[int, Client] = {}
         self._reclaimer = Reclaimer(pool.reclaiming, self.keeper.is_clean, partial(self.do, ()))
         # Whether the broker hands over: a session that begins now is forwarded by the next one.
@@ -82,6 +85,7 @@ class Driver:
         self.access = Access.configured(config)
         self.keeper.start_timeout = config.pool.start_timeout
         self.keeper.probe_timeout = config.pool.probe_timeout
+        self.keeper.preload = config.pool.preload
 
     def stop(self) -> None:
         """Carry out nothing any more. The next broker decides anew."""
@@ -240,9 +244,9 @@ class Driver:
         self.store.marks.slot(number).clear()
         self.do(self.pool.stopped(number, time.monotonic()))
 
-    def worker_not_stopped(self, number: int, detail: str) -> None:
-        """Report it. The next start ends what is left."""
-        self.journal.log(messages.WORKER_NOT_STOPPED, worker=number, detail=detail)
+    def worker_failed(self, number: int, message: Message, detail: str) -> None:
+        """Report it."""
+        self.journal.log(message, worker=number, detail=detail)
 
     # What the next broker has to know
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The keeper: starts, probes and stops the office of each worker when the pool decides so, and reports the outcome.
 
-It does one thing at a time for each worker. A probe is the sans-IO conversation of `uno.probe`, here over a socket.
+It does one thing at a time for each worker. A probe is a sans-IO conversation of `uno.conversation`, here over
+a socket.
 
 An office that can't be reached has ended, or is about to: it closes its pipe first, and its process may need another
 second. Only the supervisor knows when it has ended, and whether that was a crash, so its report (`lost`) decides.
@@ -10,17 +11,27 @@ second. Only the supervisor knows when it has ended, and whether that was a cras
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from ooodd.errors import NoDescriptorError, ProtocolError, StartError, WorkerHungError, WorkerLostError, describe
+from ooodd import messages
+from ooodd.errors import (
+    NoDescriptorError,
+    OooddError,
+    ProtocolError,
+    StartError,
+    WorkerHungError,
+    WorkerLostError,
+    describe,
+)
+from ooodd.messages import Message
 from ooodd.office.office import Office
 from ooodd.office.packages import Packages
 from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Reason
 from ooodd.systemd.peer import read_to_end
-from ooodd.uno.probe import Findings, Probe
+from ooodd.uno.conversation import Conversation, Findings, new_preload, new_probe
 
 # An office with the acceptor tells when it is ready. For others there is no event: so try to connect. The pause between
 # two tries grows from the first to the last, in seconds.
@@ -31,6 +42,8 @@ _LAST_PAUSE = 0.1
 END_TIMEOUT = 5.0
 # How long an office that is at rest may take to tell what is open in it, in seconds. It takes some milliseconds.
 _AT_ONCE = 0.5
+_Result = TypeVar("_Result")
+
 # The pause between two looks at dpkg, in seconds. It grows from the first to the last.
 _FIRST_LOOK = 0.1
 _LAST_LOOK = 1.0
@@ -66,8 +79,8 @@ class Events(Protocol):
     def worker_stopped(self, number: int) -> None:
         """The worker is stopped, and nothing of its office is left."""
 
-    def worker_not_stopped(self, number: int, detail: str) -> None:
-        """The worker could not be stopped. `worker_stopped` follows, since the next start ends what is left."""
+    def worker_failed(self, number: int, message: Message, detail: str) -> None:
+        """Something that a worker was to do has failed, and that changes nothing but that somebody has to know."""
 
 
 @dataclass(eq=False)
@@ -88,6 +101,10 @@ class Keeper:
         self._events = events
         self.start_timeout = start_timeout
         self.probe_timeout = probe_timeout
+        # The kinds of documents that an office is preloaded for, see `uno.conversation`.
+        self.preload: Sequence[str] = ()
+        # Whether a client waits, so that an office that starts had better be ready at once.
+        self.is_awaited: Callable[[], bool] = lambda: False
         self.packages = Packages()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # The supervisor's part of starts, which a stop does not cancel.
@@ -187,6 +204,8 @@ class Keeper:
                 raise StartError(early[1])  # noqa: TRY301
             await wait_ready(office, self.start_timeout)
             self._supervisor.ready(number)
+            if self.preload and not self.is_awaited():
+                await self._preload(number, office)
         except Exception as error:  # noqa: BLE001 - bugs too: the worker is started again, later
             if isinstance(error, StartError) and number not in self._running:
                 self._refused.add(number)
@@ -194,6 +213,24 @@ class Keeper:
         else:
             if self.running(number) is office:  # else it is being stopped
                 self._events.worker_ready(number, office)
+
+    async def _preload(self, number: int, office: Office) -> None:
+        """Have the office load what documents need. What fails once is not tried again, for it would fail again."""
+        try:
+            missing = await _ask(office, new_preload(self.preload), self.start_timeout)
+            if not (await probe(office, self.probe_timeout)).clean:
+                raise StartError("it left a document open")
+        except NoDescriptorError:
+            return
+        except OooddError as error:
+            self._stop_preloading(number, describe(error))
+            raise StartError(f"preloading failed: {error}") from error
+        if missing:
+            self._stop_preloading(number, f"this office has no {', '.join(missing)}")
+
+    def _stop_preloading(self, number: int, detail: str) -> None:
+        self.preload = ()
+        self._events.worker_failed(number, messages.OFFICE_NOT_PRELOADED, detail)
 
     async def _until_installed(self, number: int) -> None:
         """Wait while dpkg replaces LibreOffice, but no longer than a start may take; `StartError` after that."""
@@ -241,7 +278,7 @@ class Keeper:
             if number not in self._refused:
                 await self._supervisor.stop(number)
         except Exception as error:  # noqa: BLE001 - bugs too: the next start ends what is left
-            self._events.worker_not_stopped(number, describe(error))
+            self._events.worker_failed(number, messages.WORKER_NOT_STOPPED, describe(error))
         self._events.worker_stopped(number)
 
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
@@ -268,27 +305,31 @@ async def probe(office: Office, within: float) -> Findings:
     `WorkerLostError` if the office can't be reached, `WorkerHungError` if this takes longer than `within` seconds,
     `ProtocolError` if the answer is no URP, and `NoDescriptorError`.
     """
+    return await _ask(office, new_probe(), within)
+
+
+async def _ask(office: Office, conversation: Conversation[_Result], within: float) -> _Result:
+    """Have a conversation, and return its result when the office has closed the connection. Raises as `probe` does."""
     with contextlib.closing(office.connect()) as connection:
         try:
             async with asyncio.timeout(within):
-                return await _converse(office, connection)
+                return await _converse(office, connection, conversation)
         except TimeoutError as error:
             raise WorkerHungError(f"no answer within {within:g} s") from error
         except OSError as error:
             raise WorkerLostError(f"{office.unit}: {error.strerror}") from error
 
 
-async def _converse(office: Office, connection: socket.socket) -> Findings:
+async def _converse(office: Office, connection: socket.socket, conversation: Conversation[_Result]) -> _Result:
     loop = asyncio.get_running_loop()
-    probe = Probe()
-    while probe.findings is None:
+    while conversation.result is None:
         data = await loop.sock_recv(connection, 65536)
         if not data:
             raise WorkerLostError(f"{office.unit} closed its pipe")
-        await loop.sock_sendall(connection, probe.receive(data))
+        await loop.sock_sendall(connection, conversation.receive(data))
     connection.shutdown(socket.SHUT_WR)
     await read_to_end(connection)
-    return probe.findings
+    return conversation.result
 
 
 async def inspect(office: Office, within: float) -> Verdict:

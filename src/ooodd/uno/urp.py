@@ -2,8 +2,8 @@
 """The heads of the UNO Remote Protocol's blocks and messages, and what a broker can tell from them alone.
 
 `is_opening` tells whether a connection begins as a UNO client's does. `Calls` follows which calls are under way. Both
-read bytes of a session that are only forwarded. `wire` has the rest of the format, and `Probe` and `Refusal` are the
-two conversations that ooodd has itself. The whole package is sans-IO: bytes in, bytes out.
+read bytes of a session that are only forwarded. `wire` has the rest of the format; `conversation` and `refusal` are
+what ooodd says itself. The whole package is sans-IO: bytes in, bytes out.
 
 A block is its size and its number of messages, two big-endian 32-bit numbers, and then the messages. A message begins
 with its flags. The first message of a connection is a request with a long header. It names its type, object and thread
@@ -156,7 +156,7 @@ _pack_count = _COUNT.pack_into
 class Calls:
     """Counts the calls of a session's client that are under way, from the bytes that are forwarded.
 
-    If a client ends without a call under way, a `Probe` sees all that it has left behind. If it ends amid a call, the
+    If a client ends without a call under way, a probe sees all that it has left behind. If it ends amid a call, the
     office may go on working for it and, for example, show the document that it loads later.
 
     The count is the client's requests, other than releases, less the office's replies. The heads of the blocks are

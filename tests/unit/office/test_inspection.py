@@ -18,7 +18,7 @@ from ooodd.office import keeper
 from ooodd.office.keeper import inspect, probe, wait_ready
 from ooodd.office.office import Office
 from ooodd.pool.actions import Reason
-from ooodd.uno.probe import Findings
+from ooodd.uno.conversation import Findings
 
 CLEAN = Findings(0, 0, current=False)
 

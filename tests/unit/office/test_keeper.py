@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dpkgdatabase import Database
-from fakes import FakeSupervisor, until
+from fakes import CALC, FakeSupervisor, until
 from keeperworld import Record, world
 from offices import be_client, no_descriptor_left
-from ooodd.errors import OooddError, WorkerLostError
+from ooodd.errors import NoDescriptorError, OooddError, WorkerLostError
 from ooodd.office import keeper as module
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
@@ -48,6 +48,58 @@ async def test_workers_are_started_side_by_side() -> None:
         it.keeper.start(1)
         it.keeper.start(2)
         await it.record.wait_for(("ready", 2))
+
+
+async def test_an_office_is_preloaded_before_it_is_ready() -> None:
+    async with world() as it:
+        it.keeper.preload = ["writer", "calc"]
+        await it.start()
+        assert it.supervisor.offices[1].made == ["private:factory/swriter", CALC]
+
+
+async def test_an_office_for_which_a_client_waits_is_not_preloaded() -> None:
+    async with world() as it:
+        it.keeper.preload = ["writer"]
+        it.keeper.is_awaited = lambda: True
+        await it.start()
+        assert it.supervisor.offices[1].made == []
+
+
+async def test_a_kind_that_there_is_not_is_named_once_and_the_office_is_used() -> None:
+    async with world(["no-calc", ""]) as it:
+        it.keeper.preload = ["calc", "writer"]
+        it.keeper.start(1)
+        await it.record.wait_for(("not preloaded", 1, "this office has no calc"), ("ready", 1))
+        assert it.supervisor.offices[1].made == ["private:factory/swriter"]
+        it.record.told.clear()
+        await it.start(2)
+        assert it.supervisor.offices[2].made == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"), [("hates-calc", "fake-1 closed its pipe"), ("keeps-calc", "it left a document open")]
+)
+async def test_an_office_that_fails_to_preload_is_replaced_and_no_other_is_asked(fault: str, why: str) -> None:
+    async with world([fault]) as it:
+        it.keeper.preload = ["calc"]
+        it.keeper.start(1)
+        await it.record.wait_for(("not preloaded", 1, why), ("not started", 1, f"preloading failed: {why}"))
+        it.keeper.stop(1)
+        await until(lambda: ("stopped", 1) in it.record.told)
+        it.record.told.clear()
+        await it.start()
+        assert it.supervisor.offices[1].made == []
+
+
+async def test_without_a_descriptor_an_office_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> None:
+        raise NoDescriptorError("none left")
+
+    async with world() as it:
+        it.keeper.preload = ["calc"]
+        monkeypatch.setattr(module, "new_preload", ask)
+        await it.start()
+        assert it.keeper.preload == ["calc"]
 
 
 @pytest.mark.parametrize("fault", ["hang", "deaf", "no-pipe", "close-early"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ooodd.errors import ProtocolError
-from ooodd.uno.probe import Findings, Probe
+from ooodd.uno.conversation import Conversation, Findings, new_probe
 from ooodd.uno.refusal import Refusal
 from ooodd.uno.urp import MOST_BYTES, Calls
 from urp_recorded import HIDDEN_AND_VISIBLE, JAVA, NOTHING_OPEN, OLD, PYUNO, TID
@@ -20,7 +20,7 @@ CONVERSATIONS = [NOTHING_OPEN, HIDDEN_AND_VISIBLE, PYUNO, JAVA, OLD]
 BYTES = st.sampled_from([0, 1, 2, 3, 5, 0x13, 0x16, 0x40, 0x7F, 0x80, 0x93, 0x96, 0xA8, 0xC0, 0xF8, 0xFF])
 
 
-def talk(party: Probe | Refusal, data: bytes, size: int) -> bool:
+def talk(party: Conversation[Findings] | Refusal, data: bytes, size: int) -> bool:
     """Let it hear the bytes, so many at once; return whether it was still at ease at the end."""
     answers = 0
     complaint = ""
@@ -38,8 +38,8 @@ def talk(party: Probe | Refusal, data: bytes, size: int) -> bool:
     return True
 
 
-def parties() -> tuple[Probe, Refusal]:
-    probe = Probe()
+def parties() -> tuple[Conversation[Findings], Refusal]:
+    probe = new_probe()
     probe._tid = TID
     return probe, Refusal("no")
 
@@ -93,7 +93,7 @@ def test_the_split_makes_no_difference(data: bytes, size: int) -> None:
     (probe, refusal), (split_probe, split_refusal) = parties(), parties()
     assert talk(probe, data, len(data) + 1) == talk(split_probe, data, size)
     assert talk(refusal, data, len(data) + 1) == talk(split_refusal, data, size)
-    assert probe.findings == split_probe.findings
+    assert probe.result == split_probe.result
     assert refusal.done == split_refusal.done
 
 
@@ -102,9 +102,9 @@ def test_a_conversation_cut_off_anywhere_only_waits() -> None:
         whole = b"".join(blocks)
         for length in range(len(whole)):
             probe, refusal = parties()
-            party: Probe | Refusal = refusal if blocks in (PYUNO, JAVA, OLD) else probe
+            party: Conversation[Findings] | Refusal = refusal if blocks in (PYUNO, JAVA, OLD) else probe
             assert talk(party, whole[:length], 1 << 20)
-            assert probe.findings is None
+            assert probe.result is None
             assert not refusal.done
 
 
@@ -132,4 +132,4 @@ def test_findings_of_a_lying_office_are_only_numbers() -> None:
     data = b"".join([*NOTHING_OPEN[:-2], b"\0\0\0\5\0\0\0\1\x80\xff\xff\xff\xff", NOTHING_OPEN[-1]])
     probe, _ = parties()
     assert talk(probe, data, 7)
-    assert probe.findings == Findings(0, 0xFFFFFFFF, current=False)
+    assert probe.result == Findings(0, 0xFFFFFFFF, current=False)

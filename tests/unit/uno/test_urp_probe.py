@@ -7,19 +7,19 @@ import struct
 import pytest
 
 from ooodd.errors import ProtocolError
-from ooodd.uno.probe import Findings, Probe
+from ooodd.uno.conversation import Conversation, Findings, new_probe
 from urp_office import ACCESS, DESKTOP, ENUMERATION, SUPPLIER, BrokeOff, OfficeSide
 from urp_recorded import COMMIT, GREETING, HIDDEN_AND_VISIBLE, NOTHING_OPEN, TID
 
 
-def recorded_probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
+def recorded_probe(monkeypatch: pytest.MonkeyPatch) -> Conversation[Findings]:
     monkeypatch.setattr("secrets.token_bytes", lambda _size: TID)
-    return Probe()
+    return new_probe()
 
 
-def converse(office: OfficeSide, size: int = 1 << 20) -> Probe:
+def converse(office: OfficeSide, size: int = 1 << 20) -> Conversation[Findings]:
     """Carry bytes between a probe and an office, so many at once, until both wait."""
-    probe = Probe()
+    probe = new_probe()
     to_probe, to_office = office.greeting(), b""
     while to_probe or to_office:
         part, to_probe = to_probe[:size], to_probe[size:]
@@ -40,9 +40,9 @@ def test_a_recorded_office_is_understood_however_it_is_split(
     for size in (1, 2, 7, 8, 9, len(whole)):
         probe = recorded_probe(monkeypatch)
         for begin in range(0, len(whole), size):
-            assert probe.findings is None
+            assert probe.result is None
             probe.receive(whole[begin : begin + size])
-        assert probe.findings == findings
+        assert probe.result == findings
 
 
 def test_the_fake_office_sends_what_a_real_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +76,8 @@ def shape(data: bytes) -> bytes:
 )
 def test_all_that_is_open_is_found(components: int, frames: int, current: bool, size: int) -> None:  # noqa: FBT001
     probe = converse(OfficeSide(components, frames, current), size)
-    assert probe.findings == Findings(components, frames, current)
-    assert probe.findings.clean is (not (components or frames or current))
+    assert probe.result == Findings(components, frames, current)
+    assert probe.result.clean is (not (components or frames or current))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_anything_at_all_is_dirty(findings: Findings) -> None:
 
 def test_counting_has_a_bound() -> None:
     office = OfficeSide(10_000, 10_000, current=True)
-    assert converse(office).findings == Findings(8, 10_000, current=True)
+    assert converse(office).result == Findings(8, 10_000, current=True)
     assert office.asked.count((ENUMERATION, 4)) == 8
 
 
@@ -104,13 +104,13 @@ def test_a_clean_office_is_asked_for_no_more_than_that() -> None:
 def test_a_hung_office_leaves_it_without_findings() -> None:
     office = OfficeSide()
     office.hung = True
-    assert converse(office).findings is None
+    assert converse(office).result is None
     assert office.asked[-3:] == [(DESKTOP, 7), (DESKTOP, 6), (SUPPLIER, 23)]
 
 
 def test_each_has_a_thread_id_of_its_own() -> None:
     offices = OfficeSide(), OfficeSide()
-    requests = [Probe().receive(GREETING + COMMIT) for _ in offices]
+    requests = [new_probe().receive(GREETING + COMMIT) for _ in offices]
     assert requests[0] != requests[1]
 
 
@@ -188,7 +188,7 @@ def test_the_offices_releases_are_no_matter(monkeypatch: pytest.MonkeyPatch) -> 
     probe.receive(GREETING + COMMIT)
     assert probe.receive(block(b"\2") + block(b"\xd0\2\4some\xff\xff")) == b""
     probe.receive(GOOD)
-    assert probe.findings is None
+    assert probe.result is None
 
 
 def test_endless_talk_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_messages_may_share_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = recorded_probe(monkeypatch)
     whole = b"".join(message[8:] for message in NOTHING_OPEN)
     probe.receive(block(whole, len(NOTHING_OPEN)))
-    assert probe.findings == Findings(0, 0, current=False)
+    assert probe.result == Findings(0, 0, current=False)
 
 
 @pytest.mark.parametrize(

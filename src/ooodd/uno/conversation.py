@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Probe: one conversation with an office that tells whether it still works, and what its last client has left in it.
+"""The conversations that ooodd has with offices, as a client: a probe, and a preload. Sans-IO.
 
-A hung office still greets, agrees on the protocol and creates a Desktop. `XDesktop.getCurrentComponent()` takes the
-SolarMutex, as nearly everything in an office does: its reply shows that the office works. The caller decides how long
-to wait for it. The documents and frames that are counted then are the ones that a client has left open.
+A probe tells whether an office still works, and what its last client has left in it. A hung office still greets, agrees
+on the protocol and creates a Desktop. `XDesktop.getCurrentComponent()` takes the SolarMutex, as nearly everything in an
+office does: its reply shows that the office works. The caller decides how long to wait for it. The documents and frames
+that are counted then are the ones that a client has left open.
+
+A preload has an office load what documents of a kind need, before its client comes. It makes an empty document of each
+kind, hidden, and closes it. What the office has loaded for that stays in it: the libraries and the settings of Writer,
+for example. It has no document and no frame then, as before.
 
 An office knows an object only by the interfaces under which it has returned it, and closes the connection if it is
 called by another one (bridge.cxx, findStub). So queryInterface is needed, and the turns that it takes. Requests that
@@ -15,7 +20,8 @@ The references that the office returns are not released one by one. It drops all
 """
 
 import secrets
-from collections.abc import Callable, Generator
+import struct
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -38,10 +44,20 @@ _Value = TypeVar("_Value")
 
 # Documents are not counted beyond this: one is enough for the office to be dirty.
 _MOST_COMPONENTS = 8
+# The kinds of documents that can be preloaded (`config.PRELOADABLE`), and by which URL each is made.
+FACTORIES = {
+    "writer": "private:factory/swriter",
+    "calc": "private:factory/scalc",
+    "impress": "private:factory/simpress",
+    "draw": "private:factory/sdraw",
+    "math": "private:factory/smath",
+}
 
 _INTERFACE = "com.sun.star.uno.XInterface"
 _CONTEXT = "com.sun.star.uno.XComponentContext"
 _DESKTOP = "com.sun.star.frame.XDesktop"
+_LOADER = "com.sun.star.frame.XComponentLoader"
+_CLOSEABLE = "com.sun.star.util.XCloseable"
 _FRAMES_SUPPLIER = "com.sun.star.frame.XFramesSupplier"
 _FRAMES = "com.sun.star.frame.XFrames"
 _ENUMERATION_ACCESS = "com.sun.star.container.XEnumerationAccess"
@@ -57,6 +73,15 @@ _HAS_ELEMENTS = 4
 _CREATE_ENUMERATION = 5
 _HAS_MORE_ELEMENTS = 3
 _NEXT_ELEMENT = 4
+_LOAD_COMPONENT_FROM_URL = 3
+_CLOSE = 5
+
+_LONG = struct.Struct(">i")
+_TRUE = b"\1"
+# com.sun.star.uno.TypeClass
+_BOOLEAN_CLASS = 2
+# A sequence of one com.sun.star.beans.PropertyValue: name, handle, value (an any), state (DIRECT_VALUE).
+_HIDDEN = bytes([1]) + text("Hidden") + _LONG.pack(-1) + bytes([_BOOLEAN_CLASS]) + _TRUE + _LONG.pack(0)
 
 
 @dataclass(frozen=True)
@@ -102,17 +127,17 @@ _Turn = tuple[_Call[Any], ...]
 _Turns = Generator[_Turn, None, _Value]
 
 
-class Probe:
-    """The client's side of one conversation with an office, which speaks first. Sans-IO."""
+class Conversation(Generic[_Value]):
+    """The client's side of a conversation with an office, which speaks first. Sans-IO."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: "_Turns[_Value]") -> None:
         """Make a random id for the calling thread: the office queues calls by it, across connections."""
-        # Set at the end of the conversation.
-        self.findings: Findings | None = None
+        # Set at the end of the conversation, to what `turns` returns.
+        self.result: _Value | None = None
         self._tid = secrets.token_bytes(16)
         self._blocks = Blocks()
         self._reader = Reader()
-        self._turns = _conversation()
+        self._turns = turns
         self._agreed = False
         self._unanswered: list[_Call[Any]] = []
 
@@ -158,21 +183,23 @@ class Probe:
         try:
             self._unanswered = list(next(self._turns))
         except StopIteration as end:
-            self.findings = end.value
+            self.result = end.value
             return b""
         return b"".join(call.request(self._tid) for call in self._unanswered)
 
 
-def _conversation() -> _Turns[Findings]:
+def new_probe() -> Conversation[Findings]:
+    """Return a probe, at its beginning."""
+    return Conversation(_look())
+
+
+def _look() -> _Turns[Findings]:
     """Ask for everything that `Findings` has."""
-    context = yield from _ask(_query("StarOffice.ComponentContext", _INTERFACE))
-    context = yield from _ask(_query(context, _CONTEXT))
-    name = text("/singletons/com.sun.star.frame.theDesktop")
-    desktop = yield from _ask(_Call(context, _CONTEXT, _GET_VALUE_BY_NAME, _any_object, name))
+    desktop = yield from _the_desktop()
     yield _query(desktop, _DESKTOP), _query(desktop, _FRAMES_SUPPLIER)
     current = _Call(desktop, _DESKTOP, _GET_CURRENT_COMPONENT, Reader.oid)
-    components = _Call(desktop, _DESKTOP, _GET_COMPONENTS, _object)
-    frames = _Call(desktop, _FRAMES_SUPPLIER, _GET_FRAMES, _object)
+    components = _Call(desktop, _DESKTOP, _GET_COMPONENTS, _an_object)
+    frames = _Call(desktop, _FRAMES_SUPPLIER, _GET_FRAMES, _an_object)
     yield current, components, frames
     frame_count = _Call(frames.result, _FRAMES, _GET_COUNT, _count)
     has_components = _Call(components.result, _ENUMERATION_ACCESS, _HAS_ELEMENTS, Reader.boolean)
@@ -183,7 +210,7 @@ def _conversation() -> _Turns[Findings]:
 
 def _count_elements(container: str) -> _Turns[int]:
     """Count the elements of a container, up to _MOST_COMPONENTS."""
-    enumeration = yield from _ask(_Call(container, _ENUMERATION_ACCESS, _CREATE_ENUMERATION, _object))
+    enumeration = yield from _ask(_Call(container, _ENUMERATION_ACCESS, _CREATE_ENUMERATION, _an_object))
     more = _Call(enumeration, _ENUMERATION, _HAS_MORE_ELEMENTS, Reader.boolean)
     element = _Call(enumeration, _ENUMERATION, _NEXT_ELEMENT, Reader.any_oid)
     yield (more,)
@@ -192,6 +219,34 @@ def _count_elements(container: str) -> _Turns[int]:
         count += 1
         yield element, more
     return count
+
+
+def new_preload(kinds: Sequence[str]) -> Conversation[list[str]]:
+    """Return a preload, at its beginning. Its result are those of the kinds that the office does not have."""
+    return Conversation(_load(kinds))
+
+
+def _load(kinds: Sequence[str]) -> _Turns[list[str]]:
+    desktop = yield from _the_desktop()
+    yield from _ask(_query(desktop, _LOADER))
+    missing = []
+    for kind in kinds:
+        values = text(FACTORIES[kind]) + text("_blank") + _LONG.pack(0) + _HIDDEN
+        document = yield from _ask(_Call(desktop, _LOADER, _LOAD_COMPONENT_FROM_URL, Reader.oid, values))
+        if document:
+            yield from _ask(_query(document, _CLOSEABLE))
+            yield from _ask(_Call(document, _CLOSEABLE, _CLOSE, _nothing, _TRUE))
+        else:
+            missing.append(kind)
+    return missing
+
+
+def _the_desktop() -> _Turns[str]:
+    """Return the desktop, as XInterface."""
+    context = yield from _ask(_query("StarOffice.ComponentContext", _INTERFACE))
+    context = yield from _ask(_query(context, _CONTEXT))
+    name = text("/singletons/com.sun.star.frame.theDesktop")
+    return (yield from _ask(_Call(context, _CONTEXT, _GET_VALUE_BY_NAME, _any_object, name)))
 
 
 def _ask(call: _Call[_Value]) -> _Turns[_Value]:
@@ -205,7 +260,7 @@ def _query(oid: str, type_name: str) -> _Call[str]:
     return _Call(oid, _INTERFACE, QUERY_INTERFACE, _any_object, interface_type(type_name))
 
 
-def _object(reader: Reader) -> str:
+def _an_object(reader: Reader) -> str:
     return _not_null(reader.oid())
 
 
@@ -221,3 +276,7 @@ def _not_null(oid: str) -> str:
 
 def _count(reader: Reader) -> int:
     return reader.number(4)
+
+
+def _nothing(_: Reader) -> None:
+    """Read the result of a method that has none."""
