@@ -8,13 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fakes import FakeSupervisor
-from ooodd import messages
-from ooodd.messages import Message
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.pool.actions import Reason
-
-FAILURES = {messages.WORKER_NOT_STOPPED: "not stopped", messages.OFFICE_NOT_PRELOADED: "not preloaded"}
 
 
 class Record:
@@ -52,8 +48,11 @@ class Record:
     def worker_stopped(self, number: int) -> None:
         self._tell("stopped", number)
 
-    def worker_failed(self, number: int, message: Message, detail: str) -> None:
-        self._tell(FAILURES[message], number, detail)
+    def worker_not_preloaded(self, number: int, detail: str) -> None:
+        self._tell("not preloaded", number, detail)
+
+    def worker_not_stopped(self, number: int, detail: str) -> None:
+        self._tell("not stopped", number, detail)
 
 
 class World:

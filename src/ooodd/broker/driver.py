@@ -20,7 +20,6 @@ from ooodd.config import Config
 from ooodd.datapath.path import DataPath
 from ooodd.errors import describe
 from ooodd.journal import Journal
-from ooodd.messages import Message
 from ooodd.office.keeper import Keeper, Verdict
 from ooodd.office.office import Office
 from ooodd.office.supervisor import Supervisor
@@ -169,19 +168,7 @@ class Driver:
             self._reclaimer.begin(client.session, number, client.connection, client.path)
 
     def _refuse(self, client: Client, reason: Reason) -> None:
-        refused = Refused(self._refusal(client, reason))
-        self.journal.log(
-            messages.CLIENT_REFUSED,
-            session=client.session,
-            client=client.peer.name,
-            seconds=client.seconds,
-            text=refused.text,
-        )
-        client.turn.decide(refused)
-
-    def _refusal(self, client: Client, reason: Reason) -> str:
-        """Return what a client that gets no office is told."""
-        return refusals.text(
+        text = refusals.text(
             reason,
             workers=self.config.pool.workers,
             queued=len(self.pool.queue),
@@ -193,6 +180,14 @@ class Driver:
             timeout=self.config.queue.timeout,
             start_error=self.pool.start_error,
         )
+        self.journal.log(
+            messages.CLIENT_REFUSED,
+            session=client.session,
+            client=client.peer.name,
+            seconds=client.seconds,
+            text=text,
+        )
+        client.turn.decide(Refused(text))
 
     def way_to(self, number: int) -> socket.socket:
         """Return a connection to the worker's office for a session: a control connection where it is to be handed off.
@@ -244,9 +239,13 @@ class Driver:
         self.store.marks.slot(number).clear()
         self.do(self.pool.stopped(number, time.monotonic()))
 
-    def worker_failed(self, number: int, message: Message, detail: str) -> None:
+    def worker_not_preloaded(self, number: int, detail: str) -> None:
         """Report it."""
-        self.journal.log(message, worker=number, detail=detail)
+        self.journal.log(messages.OFFICE_NOT_PRELOADED, worker=number, detail=detail)
+
+    def worker_not_stopped(self, number: int, detail: str) -> None:
+        """Report it. The next start ends what is left."""
+        self.journal.log(messages.WORKER_NOT_STOPPED, worker=number, detail=detail)
 
     # What the next broker has to know
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from ooodd import messages
 from ooodd.errors import (
     NoDescriptorError,
     OooddError,
@@ -25,7 +24,6 @@ from ooodd.errors import (
     WorkerLostError,
     describe,
 )
-from ooodd.messages import Message
 from ooodd.office.office import Office
 from ooodd.office.packages import Packages
 from ooodd.office.supervisor import Supervisor
@@ -79,8 +77,11 @@ class Events(Protocol):
     def worker_stopped(self, number: int) -> None:
         """The worker is stopped, and nothing of its office is left."""
 
-    def worker_failed(self, number: int, message: Message, detail: str) -> None:
-        """Something that a worker was to do has failed, and that changes nothing but that somebody has to know."""
+    def worker_not_preloaded(self, number: int, detail: str) -> None:
+        """The worker could not be preloaded, or not with all that was asked for. No other one will be."""
+
+    def worker_not_stopped(self, number: int, detail: str) -> None:
+        """The worker could not be stopped. `worker_stopped` follows, since the next start ends what is left."""
 
 
 @dataclass(eq=False)
@@ -230,7 +231,7 @@ class Keeper:
 
     def _stop_preloading(self, number: int, detail: str) -> None:
         self.preload = ()
-        self._events.worker_failed(number, messages.OFFICE_NOT_PRELOADED, detail)
+        self._events.worker_not_preloaded(number, detail)
 
     async def _until_installed(self, number: int) -> None:
         """Wait while dpkg replaces LibreOffice, but no longer than a start may take; `StartError` after that."""
@@ -278,7 +279,7 @@ class Keeper:
             if number not in self._refused:
                 await self._supervisor.stop(number)
         except Exception as error:  # noqa: BLE001 - bugs too: the next start ends what is left
-            self._events.worker_failed(number, messages.WORKER_NOT_STOPPED, describe(error))
+            self._events.worker_not_stopped(number, describe(error))
         self._events.worker_stopped(number)
 
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
