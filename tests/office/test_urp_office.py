@@ -13,17 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
 
 from foreground import HANG_LIMIT, OFFICE, PYTHON, pipes_of
 from ooodd.office.profile import make_profile
-from ooodd.uno.conversation import FACTORIES, Findings, new_preload, new_probe
+from ooodd.uno.conversation import FACTORIES, Conversation, Findings, new_preload, new_probe
 from ooodd.uno.refusal import Refusal
 from ooodd.uno.urp import Calls
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
+Result = TypeVar("Result")
 CLEAN = Findings(0, 0, current=False)
 # An office that does not answer for this time is hung. A healthy one answers in a millisecond. In seconds.
 HUNG_AFTER = 2.0
@@ -82,28 +84,23 @@ class RunningOffice:
 
     def probe(self, within: float = HANG_LIMIT) -> Findings:
         """Probe the office. Raise TimeoutError if a part of the answer takes longer than `within`."""
-        probe = new_probe()
-        with self.connect() as connection:
-            connection.settimeout(within)
-            while probe.result is None:
-                data = connection.recv(1 << 16)
-                assert data, "the office closed the connection"
-                connection.sendall(probe.receive(data))
-        return probe.result
+        return self._ask(new_probe(), within)
 
     def has_loaded(self, library: str) -> bool:
         return library in Path(f"/proc/{self.process.pid}/maps").read_text()
 
     def preload(self, *kinds: str) -> list[str]:
         """Have the office preload these kinds, and return those that it has not."""
-        preload = new_preload(kinds)
+        return self._ask(new_preload(kinds), HANG_LIMIT)
+
+    def _ask(self, conversation: Conversation[Result], within: float) -> Result:
         with self.connect() as connection:
-            connection.settimeout(HANG_LIMIT)
-            while preload.result is None:
+            connection.settimeout(within)
+            while conversation.result is None:
                 data = connection.recv(1 << 16)
                 assert data, "the office closed the connection"
-                connection.sendall(preload.receive(data))
-        return preload.result
+                connection.sendall(conversation.receive(data))
+        return conversation.result
 
     def probe_until_timeout(self, within: float) -> None:
         """Probe the office until it takes longer than `within`."""
