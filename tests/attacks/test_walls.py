@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fixtures import boot_bare
+from machine import read_line
 from places import DOCUMENTS_INSIDE, PYTHON
 from scene import BARE, POOL, PRIVATE, SECRETS, Scene, allowed, bare_office, plant
+from service import PATIENCE
 
 PEERS = [
     *("/run/dbus/system_bus_socket", "/run/ooodd/control", "/run/systemd/journal/dev-log", "/run/systemd/notify"),
@@ -94,8 +96,9 @@ def test_no_socket_of_another_service_is_reached(either: Scene) -> None:
 def test_no_other_process_is_touched(either: Scene) -> None:
     service = either.service
     neighbour, other = (worker["pid"] for worker in service.wait_idle())
-    with either.machine.popen("sleep", "infinity", stdin=subprocess.DEVNULL) as sleeper:
-        theirs = int(either.machine.run("pgrep", "-x", "sleep", check=True).stdout.split()[0])
+    sleep = ("sh", "-c", "echo $$; exec sleep infinity")
+    with either.machine.popen(*sleep, stdin=subprocess.DEVNULL) as sleeper:
+        theirs = int(read_line(sleeper, PATIENCE))
         pids = [1, service.main_pid(), theirs, neighbour, other]
         found = either.attack(POOL, "processes", pids)
         control = either.attack(BARE, "processes", pids)
