@@ -407,13 +407,7 @@ std::shared_ptr<Session> Listener::accept()
             return nullptr;
         }
         const std::size_t first = 2 + silent.size();
-        for (std::size_t number = sessions.size(); number-- > 0;)
-        {
-            if (sources[first + number].revents != 0 && !sessions[number]->answer())
-            {
-                sessions.erase(sessions.begin() + static_cast<std::ptrdiff_t>(number));
-            }
-        }
+        answer(sources.data() + first);
         for (std::size_t number = 2; number < first; ++number)
         {
             if (sources[number].revents != 0)
@@ -431,6 +425,18 @@ std::shared_ptr<Session> Listener::accept()
         if (sources[1].revents != 0)
         {
             admit();
+        }
+    }
+}
+
+// Answers those who have asked something. `sources` are the control connections of the sessions, as they were polled.
+void Listener::answer(const pollfd* sources)
+{
+    for (std::size_t number = sessions.size(); number-- > 0;)
+    {
+        if (sources[number].revents != 0 && !sessions[number]->answer())
+        {
+            sessions.erase(sessions.begin() + static_cast<std::ptrdiff_t>(number));
         }
     }
 }

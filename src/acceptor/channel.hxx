@@ -17,6 +17,8 @@
 #include <string_view>
 #include <vector>
 
+#include <poll.h>
+
 namespace ooodd
 {
 
@@ -134,6 +136,7 @@ private:
     // With more connections that say nothing, the oldest is hung up on.
     static constexpr std::size_t mostSilent = 16;
 
+    void answer(const pollfd* sources);
     void admit();
     static Descriptor receive(int control);
 

@@ -43,7 +43,7 @@ _SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)")
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)\s*")
 
-# The kinds of documents in [pool] preload.
+# The kinds of documents in [pool] preload. LibreOffice makes one by the URL private:factory/s and its name.
 PRELOADABLE = ("writer", "calc", "impress", "draw", "math")
 
 

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from foreground import HANG_LIMIT, OFFICE, PYTHON, pipes_of
+from ooodd.config import PRELOADABLE
 from ooodd.office.profile import make_profile
-from ooodd.uno.conversation import FACTORIES, Conversation, Findings, new_preload, new_probe
+from ooodd.uno.conversation import Conversation, Findings, new_preload, new_probe
 from ooodd.uno.refusal import Refusal
 from ooodd.uno.urp import Calls
 
@@ -217,7 +218,7 @@ def test_preloading_loads_the_libraries_and_leaves_nothing_open(office: RunningO
         assert office.preload(kind) == []
         assert office.has_loaded(library)
         assert office.probe().clean
-    assert office.preload(*FACTORIES) == []
+    assert office.preload(*PRELOADABLE) == []
     assert office.probe().clean
 
 

@@ -186,7 +186,7 @@ class Direction:
     def _send_pending(self) -> None:
         assert self._pending is not None
         try:
-            sent = self._sink.send(self._pending)
+            sent = self._send(self._pending)
         except BlockingIOError:
             return
         except OSError:

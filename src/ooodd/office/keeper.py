@@ -230,8 +230,9 @@ class Keeper:
             self._stop_preloading(number, f"this office has no {', '.join(missing)}")
 
     def _stop_preloading(self, number: int, detail: str) -> None:
-        self.preload = ()
-        self._events.worker_not_preloaded(number, detail)
+        if self.preload:  # else another office that started at the same time has said it
+            self.preload = ()
+            self._events.worker_not_preloaded(number, detail)
 
     async def _until_installed(self, number: int) -> None:
         """Wait while dpkg replaces LibreOffice, but no longer than a start may take; `StartError` after that."""

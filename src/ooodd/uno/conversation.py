@@ -44,14 +44,6 @@ _Value = TypeVar("_Value")
 
 # Documents are not counted beyond this: one is enough for the office to be dirty.
 _MOST_COMPONENTS = 8
-# The kinds of documents that can be preloaded (`config.PRELOADABLE`), and by which URL each is made.
-FACTORIES = {
-    "writer": "private:factory/swriter",
-    "calc": "private:factory/scalc",
-    "impress": "private:factory/simpress",
-    "draw": "private:factory/sdraw",
-    "math": "private:factory/smath",
-}
 
 _INTERFACE = "com.sun.star.uno.XInterface"
 _CONTEXT = "com.sun.star.uno.XComponentContext"
@@ -222,7 +214,7 @@ def _count_elements(container: str) -> _Turns[int]:
 
 
 def new_preload(kinds: Sequence[str]) -> Conversation[list[str]]:
-    """Return a preload, at its beginning. Its result are those of the kinds that the office does not have."""
+    """Return a preload of some of `config.PRELOADABLE`, at its beginning. Its result are those that there are not."""
     return Conversation(_load(kinds))
 
 
@@ -231,7 +223,7 @@ def _load(kinds: Sequence[str]) -> _Turns[list[str]]:
     yield from _ask(_query(desktop, _LOADER))
     missing = []
     for kind in kinds:
-        values = text(FACTORIES[kind]) + text("_blank") + _LONG.pack(0) + _HIDDEN
+        values = text(f"private:factory/s{kind}") + text("_blank") + _LONG.pack(0) + _HIDDEN
         document = yield from _ask(_Call(desktop, _LOADER, _LOAD_COMPONENT_FROM_URL, Reader.oid, values))
         if document:
             yield from _ask(_query(document, _CLOSEABLE))

@@ -76,6 +76,15 @@ async def test_a_kind_that_there_is_not_is_named_once_and_the_office_is_used() -
         assert it.supervisor.offices[2].made == []
 
 
+async def test_two_offices_that_start_at_once_are_one_report() -> None:
+    async with world(["no-calc", "no-calc"]) as it:
+        it.keeper.preload = ["calc"]
+        it.keeper.start(1)
+        it.keeper.start(2)
+        await until(lambda: {("ready", 1), ("ready", 2)} <= set(it.record.told))
+        assert [event[0] for event in it.record.told].count("not preloaded") == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "why"), [("hates-calc", "fake-1 closed its pipe"), ("keeps-calc", "it left a document open")]
 )

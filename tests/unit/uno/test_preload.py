@@ -5,7 +5,7 @@ import pytest
 
 from ooodd.config import PRELOADABLE
 from ooodd.errors import ProtocolError
-from ooodd.uno.conversation import FACTORIES, Conversation, new_preload
+from ooodd.uno.conversation import Conversation, new_preload
 from urp_office import OfficeSide
 
 
@@ -38,7 +38,3 @@ def test_an_exception_of_the_office_ends_it() -> None:
 
     with pytest.raises(ProtocolError, match=r"the office raised com\.sun\.star\.container\.NoSuchElementException"):
         converse(Raising(), new_preload(["writer"]))
-
-
-def test_all_kinds_of_the_configuration_are_known() -> None:
-    assert tuple(FACTORIES) == PRELOADABLE
