@@ -36,7 +36,7 @@ def _of_kind(kind: str, documents: Sequence[Path]) -> Iterator[Figure]:
     cpu: dict[str, list[float]] = {name: [] for name in starts}
 
     def of_pool(name: str) -> float:
-        pool.configure(POOL.format(workers=1, uses=1, preload=starts[name]))
+        pool.configure(POOL.format(workers=1, uses=1, preload=starts[name], mode="forward"))
         seconds = started = 0.0
         for document in documents:
             pool.wait(lambda: "idle" in pool.states())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The keeper: starts, probes and stops the office of each worker when the pool decides so, and reports the outcome.
 
-It does one thing at a time for each worker. A probe is a sans-IO conversation of `uno.conversation`, here over
-a socket.
+It does one thing at a time for each worker. A probe is a sans-IO conversation of `uno.conversation`, here
+over a socket (`exchange`).
 
 An office that can't be reached has ended, or is about to: it closes its pipe first, and its process may need another
 second. Only the supervisor knows when it has ended, and whether that was a crash, so its report (`lost`) decides.
@@ -24,11 +24,11 @@ from ooodd.errors import (
     WorkerLostError,
     describe,
 )
+from ooodd.office.exchange import converse
 from ooodd.office.office import Office
 from ooodd.office.packages import Packages
 from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Reason
-from ooodd.systemd.peer import read_to_end
 from ooodd.uno.conversation import Conversation, Findings, new_preload, new_probe
 
 # An office with the acceptor tells when it is ready. For others there is no event: so try to connect. The pause between
@@ -315,23 +315,13 @@ async def _ask(office: Office, conversation: Conversation[_Result], within: floa
     with contextlib.closing(office.connect()) as connection:
         try:
             async with asyncio.timeout(within):
-                return await _converse(office, connection, conversation)
+                return await converse(connection, conversation)
         except TimeoutError as error:
             raise WorkerHungError(f"no answer within {within:g} s") from error
+        except EOFError as error:
+            raise WorkerLostError(f"{office.unit} closed its pipe") from error
         except OSError as error:
             raise WorkerLostError(f"{office.unit}: {error.strerror}") from error
-
-
-async def _converse(office: Office, connection: socket.socket, conversation: Conversation[_Result]) -> _Result:
-    loop = asyncio.get_running_loop()
-    while conversation.result is None:
-        data = await loop.sock_recv(connection, 65536)
-        if not data:
-            raise WorkerLostError(f"{office.unit} closed its pipe")
-        await loop.sock_sendall(connection, conversation.receive(data))
-    connection.shutdown(socket.SHUT_WR)
-    await read_to_end(connection)
-    return conversation.result
 
 
 async def inspect(office: Office, within: float) -> Verdict:
