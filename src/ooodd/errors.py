@@ -62,6 +62,16 @@ class AdminError(OooddError):
     """The control socket can't be opened or reached, or the broker refuses the request."""
 
 
+class NoBrokerError(AdminError):
+    """No broker runs. The status is that of systemctl(1) and of init scripts for a service that does not run."""
+
+    exit_status = 3
+
+
+class PingError(OooddError):
+    """A session through the port did not go as it should."""
+
+
 class UsageError(OooddError):
     """What a command was asked for makes no sense, or needs something that is not there."""
 

@@ -12,8 +12,8 @@ from ooodd.messages import LEVELS, Message
 
 JOURNALD = "/run/systemd/journal/socket"
 
-# The fields of a message that become fields of the journal.
-_FIELDS = ("worker", "client", "session")
+# The fields of a message that become fields of the journal: OOODD_WORKER= and so on, see ooodd(8). Times in seconds.
+_FIELDS = ("worker", "client", "session", "user", "wait", "duration", "to_office", "to_client", "reason", "by")
 
 
 class Journal(Protocol):
@@ -50,7 +50,7 @@ class SystemdJournal:
             "MESSAGE_ID": message.id,
             "PRIORITY": str(int(message.priority)),
             "SYSLOG_IDENTIFIER": "ooodd",
-            **{f"OOODD_{name.upper()}": str(fields[name]) for name in _FIELDS if name in fields},
+            **{f"OOODD_{name.upper()}": str(fields[name]) for name in _FIELDS if fields.get(name) is not None},
         }
         self._datagrams.send(b"".join(_encode(name, value) for name, value in entry.items()))
 

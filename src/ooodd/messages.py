@@ -2,8 +2,8 @@
 """Every line that ooodd writes to the journal.
 
 Each message has a fixed MESSAGE_ID: `journalctl MESSAGE_ID=...` finds it, and the catalog (systemd/ooodd.catalog,
-`journalctl -x`) explains it. The braces name the fields that the caller of `log` gives; `worker`, `client` and
-`session` also become OOODD_WORKER=, OOODD_CLIENT= and OOODD_SESSION=.
+`journalctl -x`) explains it. The braces name the fields that the caller of `log` gives. Some become fields of the
+journal too, `worker` OOODD_WORKER= for example: see `journal`.
 """
 
 from dataclasses import dataclass
@@ -80,6 +80,20 @@ BUS_LOST = Message(
     "the system message bus is lost ({detail}): sessions go on, but no office is started or stopped until it is back",
 )
 BUS_BACK = Message("469ac10d2af94bf78827d7f9f5de4cea", Priority.NOTICE, "the system message bus is back")
+POOL_PAUSED = Message(
+    "efaf8e1f07824c019fe72879cf91385c",
+    Priority.NOTICE,
+    "paused by {by}: sessions go on, but no client gets a worker until `ooodd resume`",
+)
+POOL_RESUMED = Message("f80115f300134712a13929151d0ea63f", Priority.NOTICE, "resumed by {by}")
+RECYCLE_ASKED = Message(
+    "b735a9ab0b0e496cb1084cd860519d16",
+    Priority.NOTICE,
+    "{by} has {workers} recycled: idle ones now, others after their session",
+)
+SESSION_KICKED = Message(
+    "5e56cd5e505f45e7a5892e76059953e2", Priority.NOTICE, "session {session}: {client} is sent away by {by}"
+)
 BROKER_FAILED = Message("51f9869e473543bdab64b5f878672223", Priority.ERROR, "{error}")
 SOCKET_FAILED = Message(
     "f6e7e70b40e74d628c776d35d0535c4b",
@@ -103,10 +117,10 @@ CLIENT_SILENT = Message(
     "{client} closed: it has sent nothing for {seconds:.0f} s, like {limit} other connections",
 )
 CLIENT_LEFT = Message(
-    "2916160d546f496b87464eb21fecf841", Priority.INFO, "{client} left after waiting {seconds:.1f} s for a worker"
+    "2916160d546f496b87464eb21fecf841", Priority.INFO, "{client} left after waiting {wait:.1f} s for a worker"
 )
 CLIENT_REFUSED = Message(
-    "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {seconds:.1f} s: {text}"
+    "4e7a74240b5b4c61b0a4998447530547", Priority.WARNING, "{client} refused after waiting {wait:.1f} s: {text}"
 )
 CLIENT_GAVE_NO_END = Message(
     "59ad9e591b3141e3aeffb104df971c16",
@@ -121,17 +135,17 @@ CLIENT_LOST = Message(
 SESSION_BEGIN = Message(
     "836660fcf22f409489eb33b97d46664d",
     Priority.INFO,
-    "session {session}: {client} has worker {worker} after waiting {seconds:.1f} s",
+    "session {session}: {client} has worker {worker} after waiting {wait:.1f} s",
 )
 SESSION_END = Message(
     "a506e575731c4efe91f6025f86eee0b6",
     Priority.INFO,
-    "session {session}: ended by {by} after {seconds:.1f} s, {to_office} bytes to the office, {to_client} back",
+    "session {session}: ended by {by} after {duration:.1f} s, {to_office} bytes to the office, {to_client} back",
 )
 SESSION_RECLAIMED = Message(
     "b1d9be4a7c0f4a0e9a5d1e4f5c2a7d36",
     Priority.INFO,
-    "session {session}: ended after {seconds:.1f} s for a client that waits: it was quiet, with no document open",
+    "session {session}: ended after {duration:.1f} s for a client that waits: it was quiet, with no document open",
 )
 SESSION_LOST = Message(
     "94f8b9d7836a403194f8aa3ade51edc4",
@@ -165,7 +179,7 @@ WORKER_OUTDATED = Message(
     "worker {worker} runs a LibreOffice that is installed no more, and is restarted for its next client",
 )
 WORKER_READY = Message(
-    "38067f17caa6424e91f9e2407d31a890", Priority.DEBUG, "worker {worker} is ready after {seconds:.2f} s, pid {pid}"
+    "38067f17caa6424e91f9e2407d31a890", Priority.DEBUG, "worker {worker} is ready after {duration:.2f} s, pid {pid}"
 )
 WORKER_RECYCLED = Message("81a1cb8f4ecb48f39daba29d5215ff62", Priority.DEBUG, "worker {worker} is recycled: {detail}")
 WORKER_CRASHED = Message(

@@ -63,14 +63,23 @@ class Service:
 
         This asks the broker's control socket directly, which needs no process. /proc has the machine's root directory.
         """
+        answer = self._control(b'{"method": "io.ooodd.Status"}\0\n').get("parameters")
+        if answer is None:  # a version before 0.3, which was sent a line that is no request
+            answer = self._control(b'{"command": "status"}\n')
+        if "workers" not in answer:
+            raise ConnectionResetError(f"the broker said {answer}")
+        return answer
+
+    def _control(self, message: bytes) -> dict[str, Any]:
+        """Send the control socket a message, and return the answer."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE)
             connection.connect(f"/proc/{self.machine.pid}/root/run/ooodd/control")
-            connection.sendall(b'{"command": "status"}\n')
-            with connection.makefile("rb") as answers:
-                answer: dict[str, Any] = json.loads(answers.readline() or b"{}")
-        if "workers" not in answer:
-            raise ConnectionResetError(f"the broker said {answer}")
+            connection.sendall(message)
+            data = b""
+            while not data.endswith((b"\0", b"\n")) and (more := connection.recv(1 << 20)):
+                data += more
+        answer: dict[str, Any] = json.loads(data.rstrip(b"\0") or b"{}")
         return answer
 
     def status_if_running(self) -> dict[str, Any]:

@@ -13,74 +13,23 @@ import struct
 from typing import Self
 
 from ooodd.errors import ProtocolError
-from ooodd.uno import conversation, urp, wire
+from ooodd.uno import conversation
+from ooodd.uno.caller import OPENING, Caller
 
 PORT = 2002
-_TID = b".UrpProtocolPropertiesTid"
-_TYPE, _OID = "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties"
-# The lowest number, so that the office's properties win. A refusal has no properties and lets the client choose.
-_LEAST = struct.pack(">i", -(2**31))
-_REQUEST_CHANGE, _COMMIT_CHANGE = 4, 5
 
 
-def _protocol_request(function: int, values: bytes) -> bytes:
-    """Return a block with a request for protocol properties. Such requests have no current context."""
-    tid = bytes([len(_TID)]) + _TID + b"\xff\xff"
-    head = bytes([urp.FIRST_REQUEST, function])
-    message = head + wire.interface_type(_TYPE) + wire.reference(_OID) + tid + values
-    return urp.HEADER.pack(len(message), 1) + message
-
-
-OPENING = _protocol_request(_REQUEST_CHANGE, _LEAST)
-_COMMIT = _protocol_request(_COMMIT_CHANGE, b"\1" + wire.text("CurrentContext") + b"\0")
-
-
-class Talk(conversation.Conversation[conversation.Findings]):
+class Talk(Caller[conversation.Findings]):
     """A conversation with an office of some rounds. Send OPENING first. `refused` is the text of ooodd's refusal."""
 
     def __init__(self, rounds: int) -> None:
         super().__init__(_rounds(rounds))
-        self.refused = ""
-        # Whether an office has answered. Only an office sends a request for protocol properties, a refusal does not.
-        self.office_greeted = False
-        self._protocol_replies = 0
-
-    @property
-    def greeted(self) -> bool:
-        """Whether the other side has replied to the opening."""
-        return self._protocol_replies > 0
-
-    @property
-    def done(self) -> bool:
-        """Whether the conversation has ended."""
-        return bool(self.refused) or self.result is not None
-
-    def _take(self) -> bytes:
-        message = self._reader.message()
-        if isinstance(message, wire.Request):
-            self.office_greeted = True
-            return self._take_request(message)
-        if message.tid == _TID:
-            return self._take_protocol_reply()
-        if message.is_exception:
-            # The rest of the exception is not needed, and nothing follows it.
-            self.refused = self._reader.exception()
-            self._reader.begin(b"")
-            return b""
-        self._take_reply(message)
-        return b"" if self._unanswered else self._next_turn()
-
-    def _take_protocol_reply(self) -> bytes:
-        self._protocol_replies += 1
-        if self._protocol_replies > 1:
-            return self._next_turn()
-        return _COMMIT if self._reader.number(4) == 1 else b""
 
 
-def _rounds(count: int) -> conversation._Turns[conversation.Findings]:
+def _rounds(count: int) -> conversation.Turns[conversation.Findings]:
     for _ in range(count - 1):
-        yield from conversation._look()
-    return (yield from conversation._look())
+        yield from conversation.look()
+    return (yield from conversation.look())
 
 
 class Connection:

@@ -211,8 +211,8 @@ class FakeSupervisor:
     def unit(self, number: int) -> str:
         return f"fake-{number}"
 
-    def details(self, number: int) -> str:
-        return f"; details: fake-{number}"
+    def journal(self, number: int) -> str:
+        return f"fake-{number}"
 
     async def start(self, number: int) -> Office:
         fault = self._plan.pop(0) if self._plan else ""
@@ -265,8 +265,8 @@ class LastingSupervisor:
     def unit(self, number: int) -> str:
         return self.fake.unit(number)
 
-    def details(self, number: int) -> str:
-        return self.fake.details(number)
+    def journal(self, number: int) -> str:
+        return self.fake.journal(number)
 
     def _lost(self, number: int, office: Office, reason: Reason, detail: str) -> None:
         self.lost(number, office, reason, detail)

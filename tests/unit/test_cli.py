@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,15 +13,17 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ooodd
 from fakes import GREETING, OPENING, FakeClient, FakeSupervisor, ListJournal, ListNotifier, MemoryFdStore
-from ooodd import cli, config, messages
+from ooodd import config, messages
+from ooodd.__main__ import _parser, main
 from ooodd.broker.broker import End
-from ooodd.cli import main
-from ooodd.control.client import ask
+from ooodd.commands import common, run
+from ooodd.control.client import call
 from ooodd.errors import AdminError, OooddError
 from ooodd.office.office import Office
 from ooodd.systemd import listeners
@@ -107,11 +110,25 @@ def test_a_missing_named_file_gives_status_78(tmp_path: Path, capsys: pytest.Cap
 # status, stop, drain and reload
 
 
-@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["stop"], ["drain"], ["reload"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["recycle", "1"],
+        ["kick", "1"],
+        ["pause"],
+        ["resume"],
+        ["stop"],
+        ["drain"],
+        ["drain", "--wait"],
+        ["reload"],
+    ],
+)
 def test_a_command_without_a_broker_says_what_to_do(
     command: list[str], directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command, "--runtime-directory", str(directory)]) == 1
+    assert main([*command, "--runtime-directory", str(directory)]) == 3
     out, err = capsys.readouterr()
     assert out == ""
     assert one_line(err) == (
@@ -120,14 +137,96 @@ def test_a_command_without_a_broker_says_what_to_do(
     )
 
 
+def a_status(*states: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
+    """An answer of Status with workers in these states."""
+    worker: dict[str, Any] = {
+        "uses": 0,
+        "pid": None,
+        "memory": None,
+        "mode": None,
+        "client": None,
+        "session": None,
+        "user": None,
+    }
+    worker |= {"since": "2026-11-26T12:00:00.000+00:00", "detail": "broken", "journal": ""}
+    return {
+        "workers": [{"id": number, "state": state, **worker} for number, state in enumerate(states, 1)],
+        "queue": {"length": 0, "oldest_wait": 0.0},
+        "waiting": [],
+        "totals": {"sessions": 0, "refused": 0},
+        "paused": False,
+        "draining": False,
+        "start_error": "",
+        "warnings": [],
+        "config": {},
+        **fields,
+    }
+
+
 def test_status_prints_json_or_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    totals = {"sessions": 0, "refused": 0}
-    answer = {"workers": [], "queue": {"length": 0, "oldest_wait": 0.0}, "totals": totals, "config": {}}
-    monkeypatch.setattr("ooodd.cli.ask", lambda *_: answer)
+    answer = a_status()
+    monkeypatch.setattr("ooodd.commands.status.call", lambda *_: answer)
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
     assert main(["status"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["", "0 waiting", "0 sessions, 0 refused"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "exit_status"),
+    [
+        (a_status("idle", "busy", "stopped"), 0),
+        (a_status("idle", "failed"), 1),
+        (a_status("idle", warnings=["other hosts can reach it"]), 1),
+        (a_status("failed", start_error="no office is installed"), 2),
+        (a_status("idle", paused=True), 2),
+        (a_status("busy", draining=True), 2),
+    ],
+)
+def test_the_exit_status_of_status_is_for_monitoring(
+    answer: dict[str, Any], exit_status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ooodd.commands.status.call", lambda *_: answer)
+    assert main(["status"]) == main(["status", "--json"]) == exit_status
+
+
+def test_an_order_is_one_call_with_its_parameters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = answers(monkeypatch, answer={"workers": [1, 2], "client": "192.0.2.1:5"})
+    for command in (["recycle", "all"], ["recycle", "2", "--wait"], ["kick", "7"], ["pause"], ["resume"]):
+        assert main(command) == 0
+    assert calls == [
+        ("Recycle", {"worker": None, "wait": False}),
+        ("Recycle", {"worker": 2, "wait": True}),
+        ("Kick", {"session": 7}),
+        ("Pause", {}),
+        ("Resume", {}),
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "recycled now, or after their session: 1, 2",
+        "recycled: 1, 2",
+        "sent away: 192.0.2.1:5",
+        "paused: sessions go on, new clients wait within the limits of [queue]. To go on: ooodd resume",
+        "resumed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["recycle", "one"], '"one" is no worker: give a number, or "all"'),
+        (["recycle", "-1"], ""),
+        (["kick", "x"], '"x" is no session: give the number of a session, as `ooodd status` shows it'),
+    ],
+)
+def test_what_is_no_number_is_told(command: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status: object = main(command)
+    except SystemExit as end:  # argparse
+        status = end.code
+    assert status == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_stop_says_what_starts_the_service_again(
@@ -135,21 +234,21 @@ def test_stop_says_what_starts_the_service_again(
 ) -> None:
     commands = answers(monkeypatch)
     assert main(["stop"]) == 0
-    assert commands == ["stop"]
+    assert commands == [("Stop", {})]
     assert "systemctl stop ooodd.socket" in one_line(capsys.readouterr().out)
 
 
 def test_drain_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     commands = answers(monkeypatch)
     assert main(["drain"]) == 0
-    assert commands == ["drain"]
+    assert commands == [("Drain", {})]
     assert "[session] drain_timeout" in one_line(capsys.readouterr().out)
 
 
 def test_reload_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     commands = answers(monkeypatch)
     assert main(["reload"]) == 0
-    assert commands == ["reload"]
+    assert commands == [("Reload", {})]
     assert capsys.readouterr() == ("", "")
 
 
@@ -163,24 +262,26 @@ def test_a_refused_reload_gives_one_line_and_status_1(
     assert one_line(err) == "ooodd: f: pool.wrokers: unknown key; the configuration before stays in force"
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> list[str]:
-    """Answer every command, and return the list that records the commands."""
-    commands: list[str] = []
+def answers(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None = None, answer: dict[str, Any] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Answer every call, and return the list that records the calls."""
+    calls: list[tuple[str, dict[str, Any]]] = []
 
-    def ask(_: Path, command: str) -> dict[str, bool]:
-        commands.append(command)
+    def record(_: Path, method: str, parameters: dict[str, Any] | None = None, **__: bool) -> dict[str, Any]:
+        calls.append((method, parameters or {}))
         if error is not None:
             raise error
-        return {"done": True}
+        return answer or {}
 
-    monkeypatch.setattr("ooodd.cli.ask", ask)
-    return commands
+    monkeypatch.setattr("ooodd.commands.orders.call", record)
+    return calls
 
 
 def test_a_closed_output_pipe_gives_no_traceback(directory: Path) -> None:
     # A pipe on Linux holds 64 KiB. The rest of this answer is written after the reader has closed the pipe.
     (directory / "sitecustomize.py").write_text(
-        "from ooodd.control import client\nclient.ask = lambda *_: {'workers': 'x' * 1_000_000}\n"
+        "from ooodd.control import client\nclient.call = lambda *_: {'workers': 'x' * 1_000_000}\n"
     )
     result = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m ooodd status --json | true"],
@@ -314,11 +415,11 @@ class Service:
         self.journal = ListJournal()
         self.store = MemoryFdStore()
         monkeypatch.setenv("NOTIFY_SOCKET", "/absent")
-        monkeypatch.setattr(cli, "SystemdJournal", lambda _: self.journal)
-        monkeypatch.setattr(cli, "SystemdNotifier", ClosableNotifier)
+        monkeypatch.setattr(run, "SystemdJournal", lambda _: self.journal)
+        monkeypatch.setattr(run, "SystemdNotifier", ClosableNotifier)
         monkeypatch.setattr("ooodd.systemd.listeners.from_systemd", lambda: ([self.port.dup()], {}))
         monkeypatch.setattr("ooodd.systemd.fdstore.take_over", self._take_over)
-        monkeypatch.setattr("ooodd.cli.UnitSupervisor.connect", self._connect)
+        monkeypatch.setattr("ooodd.commands.run.UnitSupervisor.connect", self._connect)
 
     def _take_over(self, _: Notifier, __: Mapping[int, str]) -> tuple[MemoryFdStore, dict[str, list[socket.socket]]]:
         self.store, left = self.store.take_over()
@@ -328,11 +429,11 @@ class Service:
         return self.units
 
     def start(self) -> "asyncio.Task[int]":
-        options = cli._parser().parse_args(
+        options = _parser().parse_args(
             ["run", "--config", str(self.configuration), "--runtime-directory", str(self.directory)]
         )
         self.port.setblocking(False)  # noqa: FBT003 - dup() returns a blocking socket
-        return asyncio.create_task(cli._run_as_service(options))
+        return asyncio.create_task(run._run_as_service(options))
 
     async def restart(self, running: "asyncio.Task[int]") -> None:
         """Have systemd end the service for a restart. The caller starts it again."""
@@ -343,8 +444,8 @@ class Service:
     def client(self) -> FakeClient:
         return FakeClient(self.port.getsockname())
 
-    async def ask(self, command: str) -> None:
-        await asyncio.to_thread(ask, self.directory, command)
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401
+        return await asyncio.to_thread(call, self.directory, method, parameters)
 
 
 @contextlib.asynccontextmanager
@@ -421,7 +522,7 @@ async def test_a_restarted_service_keeps_sessions_and_waiting_clients(
             busy.socket.shutdown(socket.SHUT_WR)
             assert await busy.ended()
             assert await waiting.receive(len(HELLO)) == HELLO
-        await it.ask("drain")
+        await it.call("Drain")
         assert await running == 0
         assert not it.store.kept
 
@@ -447,7 +548,7 @@ async def test_a_restart_with_an_invalid_configuration_loses_no_client(monkeypat
             assert await running == 0
         running = it.start()
         assert (await it.journal.wait_for(messages.BROKER_READY, 3))["workers"] == 2
-        await it.ask("drain")
+        await it.call("Drain")
         assert await running == 0
         it.store.close()
         assert await it.start() == 78
@@ -476,7 +577,7 @@ async def test_a_broker_that_cannot_start_leaves_the_sessions_to_the_next_broker
             assert await echoes(client)
             client.socket.close()
             assert await waiting.receive(len(HELLO)) == HELLO
-        await it.ask("drain")
+        await it.call("Drain")
         assert await running == 0
 
 
@@ -493,7 +594,7 @@ async def test_a_broker_that_fails_leaves_the_sessions_to_the_next_broker(monkey
             it.units.job = None
             running = it.start()
             assert await echoes(client)
-        await it.ask("drain")
+        await it.call("Drain")
         assert await running == 0
 
 
@@ -521,12 +622,12 @@ async def test_a_service_reloads_its_own_file(monkeypatch: pytest.MonkeyPatch) -
         await it.journal.wait_for(messages.BROKER_READY)
         it.configuration.write_text("[pool]\nwrokers = 4\n")
         with pytest.raises(AdminError, match=r"wrokers: unknown key.*; the configuration before stays in force$"):
-            await it.ask("reload")
+            await it.call("Reload")
         it.configuration.write_text('[pool]\nworkers = 4\n[log]\nlevel = "serious"\n')
-        await it.ask("reload")
+        await it.call("Reload")
         assert (await it.journal.wait_for(messages.BROKER_RELOADED))["workers"] == 4
         assert it.journal.level == "serious"
-        await it.ask("stop")
+        await it.call("Stop")
         assert await running == 0
 
 
@@ -544,7 +645,7 @@ async def test_a_service_that_fails_logs_the_reason(monkeypatch: pytest.MonkeyPa
         raise OooddError("no bus", "start it")
 
     async with service_here(monkeypatch) as it:
-        monkeypatch.setattr("ooodd.cli.UnitSupervisor.connect", fail)
+        monkeypatch.setattr("ooodd.commands.run.UnitSupervisor.connect", fail)
         assert await it.start() == 1
         assert str((await it.journal.wait_for(messages.BROKER_FAILED))["error"]) == "no bus: start it"
 
@@ -556,7 +657,7 @@ async def test_a_lost_and_restored_bus_connection_is_logged(monkeypatch: pytest.
         it.units.on_bus("connection to the system message bus lost")  # type: ignore[attr-defined]
         it.units.on_bus(None)  # type: ignore[attr-defined]
         assert it.journal.count(messages.BUS_LOST) == it.journal.count(messages.BUS_BACK) == 1
-        await it.ask("stop")
+        await it.call("Stop")
         assert await running == 0
 
 
@@ -571,7 +672,7 @@ async def test_in_the_foreground_sigterm_drains() -> None:
             self.how = how
 
     broker = Ended()
-    await cli._terminate(broker, None)  # type: ignore[arg-type]
+    await run._terminate(broker, None)  # type: ignore[arg-type]
     assert broker.how is End.DRAIN
 
 
@@ -598,7 +699,29 @@ def test_wrong_usage_gives_status_2_and_a_message_on_stderr(
     assert (out, err.split(":")[0]) == ("", "usage")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["status"], ["stop"], ["drain"], ["check-config"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        *(
+            [name]
+            for name in [
+                "run",
+                "status",
+                "top",
+                "ping",
+                "convert",
+                "recycle",
+                "kick",
+                "pause",
+                "resume",
+                "drain",
+                "stop",
+                "check-config",
+            ]
+        ),
+    ],
+)
 def test_every_command_has_help_on_stdout(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
@@ -610,16 +733,16 @@ def test_every_command_has_help_on_stdout(command: list[str], capsys: pytest.Cap
 def test_help_lists_the_commands_for_users_and_not_those_for_units(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
-    assert {"run", "status", "stop", "drain", "check-config"} <= listed
-    assert not {"reload", "explain-socket-failure"} & listed
+    listed = set(re.findall(r"^    (\S+)", capsys.readouterr().out, re.MULTILINE))
+    names = "run status top ping convert recycle kick pause resume drain stop check-config"
+    assert listed == set(names.split())
 
 
 # The location of the control socket
 
 
 def runtime_directory(*arguments: str) -> Path:
-    return cli._runtime_directory(cli._parser().parse_args(arguments))
+    return common.runtime_directory(_parser().parse_args(arguments), in_foreground=arguments[0] == "run")
 
 
 def test_the_runtime_directory_option_sets_the_control_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -633,18 +756,18 @@ def test_a_service_uses_the_runtime_directory_of_systemd(monkeypatch: pytest.Mon
 
 
 def test_without_a_service_each_user_has_a_runtime_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path / "absent")
+    monkeypatch.setattr(common, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path / "absent")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     own = tmp_path / f"ooodd-{os.getuid()}"
     assert {runtime_directory("run"), runtime_directory("status"), runtime_directory("stop")} == {own}
 
 
 def test_status_asks_the_service_if_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path)
+    monkeypatch.setattr(common, "_SYSTEM_RUNTIME_DIRECTORY", tmp_path)
     assert runtime_directory("status") == runtime_directory("stop") == tmp_path
     assert runtime_directory("run") != tmp_path
 
 
 def test_offices_with_impossible_worker_numbers_are_not_adopted() -> None:
     office = Office("unit", 1, 1, Path("/nowhere"))
-    assert cli._ours({0: office, 1: office, 1000: office, 1001: office}) == {1: office, 1000: office}
+    assert run._ours({0: office, 1: office, 1000: office, 1001: office}) == {1: office, 1000: office}

@@ -120,7 +120,7 @@ class Adoption:
             if slot.session in queued and began:
                 self._give_up(queued.pop(slot.session), "it was just ending", number)
             elif not began and (slot.session in queued or slot.session not in kept):
-                self._pool.uncount_session()
+                self._pool.totals.uncount_session()
         session, name = self._marks.accepted
         if session and session not in kept:
             self._journal.log(messages.CLIENT_LOST, session=session, client=name)
@@ -132,7 +132,7 @@ class Adoption:
             slot = self._marks.slot(number)
             alive = number in running and slot.pid in (0, running[number].pid)
             if slot.pid and not alive and not slot.stopping:
-                self._pool.count_lost()
+                self._pool.totals.count_lost()
                 self._journal.log(messages.WORKER_CRASHED, worker=number, detail="while no ooodd ran")
             if not alive:
                 slot.clear()

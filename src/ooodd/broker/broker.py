@@ -26,6 +26,7 @@ from ooodd.broker.bound import Bound
 from ooodd.broker.client import Client, Phase
 from ooodd.broker.driver import Driver
 from ooodd.broker.hangups import Hangups
+from ooodd.broker.orders import Orders
 from ooodd.broker.session import MOST_KEPT, Session, session_limits
 from ooodd.config import Config
 from ooodd.datapath.forward import LINGER_LIMIT
@@ -80,6 +81,7 @@ class Broker:
         self.pool = Pool(_limits(config), random.Random(), Totals(*store.marks.totals))  # noqa: S311 - no secret
         self.driver = Driver(config, self.pool, supervisor, journal, store, users or Users())
         self.driver.changed = self._pool_changed
+        self.orders = Orders(self.driver)
         self._journal = journal
         self._store = store
         self._store.marks.config = config.as_json()
@@ -109,7 +111,8 @@ class Broker:
         failed = self.pool.count(State.FAILED)
         advice = ": journalctl -u ooodd" if failed else ""
         workers, queued = self.config.pool.workers, len(self.pool.queue)
-        return f"{self.pool.count(State.BUSY)} of {workers} busy, {queued} queued, {failed} failed{advice}"
+        paused = "paused: " if self.pool.queue.paused else ""
+        return f"{paused}{self.pool.count(State.BUSY)} of {workers} busy, {queued} queued, {failed} failed{advice}"
 
     # The life of the service
 
@@ -144,7 +147,7 @@ class Broker:
             self._journal.log(messages.BROKER_READY, version=__version__, listeners=names, workers=workers)
             self._warn()
             self._reporter.ready()
-            await self._until(lambda: self._end is not None)
+            await self.until(lambda: self._end is not None)
             await self._wind_up()
         finally:
             await self._close()
@@ -169,7 +172,7 @@ class Broker:
         """Replace all offices, since another LibreOffice has been installed; those with a session after it."""
         idle, busy = self.pool.count(State.STARTING, State.IDLE), self.pool.count(State.BUSY)
         self._journal.log(messages.OFFICE_CHANGED, idle=idle, busy=busy)
-        self.driver.do(self.pool.outdate(time.monotonic()))
+        self.driver.do(self.pool.recycle(self.pool.workers, time.monotonic(), Reason.OUTDATED))
 
     def _warn(self) -> None:
         """Warn of what the configuration asks for and will not get."""
@@ -196,9 +199,9 @@ class Broker:
             self.driver.do(self.pool.drain(time.monotonic()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._until(lambda: self.pool.drained or self._end is End.STOP)
+                    await self.until(lambda: self.pool.drained or self._end is End.STOP)
         self.driver.do(self.pool.close(time.monotonic()))
-        await self._until(lambda: self.pool.closed)
+        await self.until(lambda: self.pool.closed)
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=LINGER_LIMIT)
 
@@ -307,7 +310,7 @@ class Broker:
             self._journal.log(messages.BROKER_UNUSED, seconds=self.config.pool.idle_timeout)
             self.end(End.STOP)
 
-    async def _until(self, holds: Callable[[], bool]) -> None:
+    async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until it holds. What may change that sets `_news`."""
         while not holds():
             self._news.clear()

@@ -26,7 +26,7 @@ from ooodd.office.supervisor import Supervisor
 from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Reclaim, Refuse, Start, Stop
 from ooodd.pool.pool import Look, Pool, State
 from ooodd.systemd.fdstore import FdStore
-from ooodd.systemd.users import Users
+from ooodd.systemd.users import Users, uid_of
 
 _STOP_MESSAGES = {
     Reason.CRASHED: messages.WORKER_CRASHED,
@@ -41,7 +41,9 @@ _ABORTED = (
 # How long the pool waits for what offices say of their sessions, in seconds. They take a millisecond.
 _LOOK_LIMIT = 0.1
 # Reasons to stop a worker that are not worth a line: the broker's own lines tell.
-_EXPECTED = frozenset({Reason.CLOSING, Reason.NOT_NEEDED, Reason.OUTDATED, Reason.RECLAIMED})
+_EXPECTED = frozenset(
+    {Reason.ASKED, Reason.CLOSING, Reason.KICKED, Reason.NOT_NEEDED, Reason.OUTDATED, Reason.RECLAIMED}
+)
 
 
 class Driver:
@@ -149,14 +151,14 @@ class Driver:
         elif reason not in _EXPECTED:
             message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
             hint = _ABORTED if reason is Reason.CRASHED and "signal 6" in detail else ""
-            self.journal.log(message, worker=number, detail=f"{detail or reason}{hint}")
+            self.journal.log(message, worker=number, reason=_word(reason), detail=f"{detail or reason}{hint}")
         self._save_totals()
         self.store.marks.slot(number).stopping = True
         self.keeper.stop(number)
 
     def _break(self, client: Client) -> None:
         if client.tenure is None:  # it has a lease that it has not taken up; `session` queues it again
-            self.pool.uncount_session()
+            self.pool.totals.uncount_session()
             return
         self.forget(client)  # no other broker can go on with it
         client.tenure.path.office_lost()
@@ -170,6 +172,7 @@ class Driver:
     def _refuse(self, client: Client, reason: Reason) -> None:
         text = refusals.text(
             reason,
+            paused=self.pool.queue.paused,
             workers=self.config.pool.workers,
             queued=len(self.pool.queue),
             host=client.peer.host,
@@ -184,7 +187,9 @@ class Driver:
             messages.CLIENT_REFUSED,
             session=client.session,
             client=client.peer.name,
-            seconds=client.seconds,
+            user=uid_of(client.user),
+            wait=client.seconds,
+            reason=_word(reason),
             text=text,
         )
         client.turn.decide(Refused(text))
@@ -208,15 +213,15 @@ class Driver:
         """Take the worker into service."""
         self._held_up = self._held_up and bool(self.keeper.packages.unpacking())
         now = time.monotonic()
-        seconds = now - self.pool.workers[number].since
-        self.journal.log(messages.WORKER_READY, worker=number, pid=office.pid, seconds=seconds)
+        duration = now - self.pool.workers[number].since
+        self.journal.log(messages.WORKER_READY, worker=number, pid=office.pid, duration=duration)
         actions = self.pool.ready(number, now)
         self.mark(number)
         self.do(actions)
 
     def worker_not_started(self, number: int, detail: str) -> None:
         """Have the pool back off from the worker."""
-        self.do(self.pool.not_started(number, time.monotonic(), f"{detail}{self.keeper.details(number)}"))
+        self.do(self.pool.not_started(number, time.monotonic(), f"{detail}{_see(self.keeper.journal(number))}"))
 
     def worker_held_up(self, number: int, package: str) -> None:
         """Say so once for all workers."""
@@ -231,7 +236,7 @@ class Driver:
     def worker_lost(self, number: int, reason: Reason, detail: str) -> None:
         """Have the pool replace the worker."""
         if self.pool.workers[number].state is State.STARTING:
-            detail = f"{detail}{self.keeper.details(number)}"
+            detail = f"{detail}{_see(self.keeper.journal(number))}"
         self.do(self.pool.lost(number, time.monotonic(), reason, detail))
 
     def worker_stopped(self, number: int) -> None:
@@ -312,3 +317,13 @@ class Driver:
             self.clients[worker.client] for worker in self.pool.workers.values() if worker.client in self.clients
         ]
         return {client.session: client.path for client in holders if client.path is not None}
+
+
+def _word(reason: Reason) -> str:
+    """Return a reason as one word, for programs."""
+    return reason.name.lower().replace("_", "-")
+
+
+def _see(command: str) -> str:
+    """Return where to find more, as the end of a message."""
+    return f"; details: {command}" if command else ""

@@ -28,7 +28,7 @@ from ooodd.office.keeper import Verdict
 from ooodd.pool.actions import Action, Lease, Reason
 from ooodd.pool.pool import Place, State
 from ooodd.systemd.marks import Slot
-from ooodd.systemd.users import words
+from ooodd.systemd.users import uid_of, words
 from ooodd.uno.urp import OPENING_SIZE, is_opening
 
 # So many waiting clients are kept in the store. systemd compares each new one with all that are there.
@@ -161,7 +161,7 @@ class Session:
             case _:
                 return
         self._driver.journal.log(
-            messages.CLIENT_LEFT, client=client.peer.name, session=client.session, seconds=client.seconds
+            messages.CLIENT_LEFT, client=client.peer.name, session=client.session, wait=client.seconds
         )
         client.turn.decide(Left())
 
@@ -218,7 +218,8 @@ class Session:
             session=client.session,
             client=client.peer.name,
             worker=number,
-            seconds=client.since - self._place.joined,
+            wait=client.since - self._place.joined,
+            user=uid_of(client.user),
         )
 
     def _replace_if_outdated(self, number: int) -> None:
@@ -276,7 +277,7 @@ class Session:
                 session=client.session,
                 worker=worker,
                 client=client.peer.name,
-                seconds=client.seconds,
+                duration=client.seconds,
             )
             return
         journal.log(
@@ -285,7 +286,7 @@ class Session:
             worker=worker,
             client=client.peer.name,
             by=f"{ended.by}: {ended.limit}" if ended.limit else ended.by,
-            seconds=client.seconds,
+            duration=client.seconds,
             to_office=ended.to_office,
             to_client=ended.to_client,
         )
@@ -308,7 +309,7 @@ class Session:
         worker = self._pool.workers[tenure.worker]
         suspicion = _suspect(ended)
         # Then it is replaced in any case; all that is asked is whether it hangs, if it may.
-        is_last = ended.by is not Side.OFFICE and (ended.reclaimed or worker.uses >= worker.max_uses)
+        is_last = ended.by is not Side.OFFICE and (ended.reclaimed or worker.is_used_up)
         if is_last and (ended.reclaimed or suspicion.fault is not Reason.DIRTY):
             return Verdict()
         within = self._driver.config.pool.probe_timeout

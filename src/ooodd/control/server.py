@@ -1,31 +1,37 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The broker's end of the control socket, by which `ooodd status`, `stop`, `drain` and `reload` reach it.
+"""The broker's end of the control socket, which speaks Varlink (`varlink`).
 
-It is a unix socket "control" in the runtime directory. A client sends one line, a JSON object such as
-{"command": "status"}, and gets one line back, a JSON object too: the answer, or {"error": "..."}. Only root and the
-broker's own user may ask. The offices are in the broker's group and run what their clients want, so the group has no
-access.
+It is a unix socket "control" in the runtime directory. To look and to act are two rights. Root and the broker's own
+user have both. Members of the group ooodd-monitor may look; the socket is theirs, so nobody else can connect. The
+offices are in the broker's group and run what their clients want, so that group has no access.
 """
 
 import asyncio
+import contextlib
 import errno
-import json
+import grp
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from ooodd.control import varlink
+from ooodd.control.varlink import Method, VarlinkError
 from ooodd.errors import AdminError, OooddError, describe
 from ooodd.systemd.peer import credentials
 
 SOCKET_NAME = "control"
-# How long either side waits for the other, in seconds.
+# Who is in this group may look.
+MONITOR_GROUP = "ooodd-monitor"
+# How long a client may take to read a reply, and how long `control.client` waits for one, in seconds.
 TIMEOUT = 10.0
-# A request is one short line.
-_MAX_REQUEST = 4096
+# A call is short.
+_MAX_CALL = 4096
+# How many connections there may be of those that may act, and of those that may look. One more, and the oldest ends.
+_MOST_CONNECTIONS = 32
 
 _HINTS = {
     errno.ENOSPC: "make room there, or give another --runtime-directory",
@@ -34,31 +40,24 @@ _HINTS = {
     errno.ENFILE: "raise the sysctl fs.file-max",
 }
 
-Commands = Mapping[str, Callable[[], dict[str, Any]]]
-
-
-class Request(BaseModel, extra="forbid"):
-    """One request."""
-
-    command: str
-
 
 class ControlServer:
-    """Answers requests by calling the command that they name. Its owner calls `close`.
+    """Answers calls by the method that they name. Its owner calls `close`.
 
-    A command returns the answer, or raises an `OooddError`, whose text becomes the answer's "error".
+    A method returns the reply's parameters, or raises an `OooddError`, whose text becomes the error io.ooodd.Failed.
     """
 
-    def __init__(self, directory: Path, commands: Commands) -> None:
-        """Prepare a socket in `directory`. `commands` may change at any time."""
+    def __init__(self, directory: Path, methods: Mapping[str, Method]) -> None:
+        """Prepare a socket in `directory`. `methods` are those of io.ooodd, by their names."""
         self._path = directory / SOCKET_NAME
-        self._commands = commands
+        self._methods = methods
         self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
-        self._answering: set[asyncio.Task[None]] = set()
+        # By right, the connections that there are, the oldest first.
+        self._connections: dict[bool, dict[asyncio.Task[None], None]] = {True: {}, False: {}}
 
     def open(self) -> None:
-        """Listen. Requests wait until `serve`. `AdminError` if it can't listen, or if another broker listens there."""
+        """Listen. Calls wait until `serve`. `AdminError` if it can't listen, or if another broker listens there."""
         try:
             if _is_served(self._path):
                 raise AdminError(
@@ -72,11 +71,11 @@ class ControlServer:
             raise AdminError(f"{self._path}: {error.strerror or error}", hint) from error
 
     async def serve(self) -> None:
-        """Answer requests from now on."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._listener, limit=_MAX_REQUEST)
+        """Answer calls from now on."""
+        self._server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=_MAX_CALL)
 
     async def close(self) -> None:
-        """Stop listening, remove the socket and drop the requests under way. Does nothing if it is not open."""
+        """Stop listening, remove the socket and drop the calls under way. Does nothing if it is not open."""
         if self._listener is None:
             return
         if self._server is not None:
@@ -84,47 +83,71 @@ class ControlServer:
         self._listener.close()
         self._listener = self._server = None
         self._path.unlink(missing_ok=True)
-        for task in self._answering:
+        tasks = [*self._connections[True], *self._connections[False]]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._answering, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        uid = credentials(writer.get_extra_info("socket")).uid
+        others = self._connections[_may_act(uid)]
+        others[task] = None
+        task.add_done_callback(lambda _: others.pop(task))
+        if len(others) > _MOST_CONNECTIONS:
+            next(iter(others)).cancel()
         try:
-            async with asyncio.timeout(TIMEOUT):
-                answer = self._answer(await reader.readline(), writer.get_extra_info("socket"))
-                writer.write(json.dumps(answer).encode() + b"\n")
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, ValueError):  # it has disconnected, is too slow (TimeoutError), or sent a line without end
+            await self._serve(reader, writer, uid)
+        except (OSError, EOFError, asyncio.LimitOverrunError):  # it has closed, reads too slowly, or calls without end
             pass
         finally:
             writer.transport.abort()  # does nothing if all has been sent
 
-    def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
-        try:
-            if credentials(connection).uid not in (0, os.geteuid()):
-                raise AdminError("only root and ooodd's own user may ask")  # noqa: TRY301
-            return self._command(line)()
-        except OooddError as error:
-            return {"error": str(error)}
-        except Exception as error:  # noqa: BLE001 - a bug of the command; whoever asked is told
-            context = {"message": f"the control request {line[:100]!r} failed", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(context)
-            return {"error": describe(error)}
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int) -> None:
+        """Answer the calls of a connection, one after the other."""
+        while True:
+            message = await reader.readuntil(varlink.END)
+            oneway, reply = await self._answer(message[:-1], uid)
+            if not oneway:
+                writer.write(varlink.encode(reply))
+                async with asyncio.timeout(TIMEOUT):
+                    await writer.drain()
 
-    def _command(self, line: bytes) -> Callable[[], dict[str, Any]]:
-        """Return the command that the request names."""
+    async def _answer(self, message: bytes, uid: int) -> tuple[bool, dict[str, Any]]:
+        """Return whether no reply is wanted, and the reply."""
+        oneway = False
         try:
-            name = Request(**json.loads(line)).command
-        except (ValidationError, ValueError, TypeError, RecursionError) as error:
-            raise AdminError(f"not a request: {str(error).splitlines()[0]}") from error
-        if name not in self._commands:
-            raise AdminError(f"unknown command {name!r}", f"this ooodd knows {', '.join(sorted(self._commands))}")
-        return self._commands[name]
+            call = varlink.parse(message)
+            oneway = call.oneway
+            return oneway, {"parameters": await self._call(call, uid)}
+        except VarlinkError as error:
+            return oneway, {"error": error.name, "parameters": error.parameters}
+        except OooddError as error:
+            return oneway, _failed(str(error))
+        except Exception as error:  # noqa: BLE001 - a bug of the method; whoever called is told
+            context = {"message": f"the call {message[:100]!r} failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            return oneway, _failed(describe(error))
+
+    async def _call(self, call: varlink.Call, uid: int) -> dict[str, Any]:
+        method = varlink.find(self._methods, call.method)
+        if method.acts and not _may_act(uid):
+            raise varlink.denied()
+        try:
+            parameters = method.parameters(**call.parameters)
+        except (ValidationError, TypeError) as error:
+            raise varlink.invalid(error) from error
+        answer = method.answer(parameters, uid)
+        return answer if isinstance(answer, dict) else await answer
+
+
+def _may_act(uid: int) -> bool:
+    return uid in (0, os.geteuid())
+
+
+def _failed(message: str) -> dict[str, Any]:
+    return {"error": f"{varlink.INTERFACE}.Failed", "parameters": {"message": message}}
 
 
 def _make_directory(directory: Path) -> None:
@@ -139,11 +162,14 @@ def _make_directory(directory: Path) -> None:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Make the socket, to which only this user has access, and listen."""
+    """Make the socket, to which only this user has access, and the group that may look if there is one; and listen."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
+        with contextlib.suppress(KeyError, OSError):  # there is no such group, or this user is not in it
+            os.chown(path, -1, grp.getgrnam(MONITOR_GROUP).gr_gid)
+            path.chmod(0o660)
         listener.listen()
     except OSError:
         listener.close()

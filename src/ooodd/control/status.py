@@ -13,6 +13,7 @@ from ooodd.office.keeper import Keeper
 from ooodd.office.office import Office
 from ooodd.pool.pool import Pool, Worker
 from ooodd.systemd.peer import Peer
+from ooodd.systemd.users import uid_of
 
 
 class HasPeer(Protocol):
@@ -21,6 +22,10 @@ class HasPeer(Protocol):
     @property
     def peer(self) -> Peer:
         """Who is at the other end of its connection."""
+
+    @property
+    def user(self) -> str:
+        """The user whose process is there, as words; empty if that is not known."""
 
     @property
     def path(self) -> DataPath | None:
@@ -42,7 +47,10 @@ def snapshot(
             "length": len(pool.queue),
             "oldest_wait": 0.0 if oldest is None else round(now - oldest, 3),
         },
+        "waiting": [_waiting(session, place.joined, clients, now) for session, place in pool.queue.items()],
         "totals": asdict(pool.totals),
+        "paused": pool.queue.paused,
+        "draining": pool.draining,
         # Why no office can be started, empty if one runs.
         "start_error": pool.cannot_start,
         "warnings": list(warnings),
@@ -53,7 +61,6 @@ def snapshot(
 def _worker(worker: Worker, keeper: Keeper, clients: Mapping[int, HasPeer], now: float, wanted: str) -> dict[str, Any]:
     office = keeper.running(worker.id)
     client = None if worker.client is None else clients.get(worker.client)
-    since = datetime.fromtimestamp(time.time() - (now - worker.since), UTC)
     return {
         "id": worker.id,
         "unit": keeper.unit(worker.id),
@@ -63,10 +70,28 @@ def _worker(worker: Worker, keeper: Keeper, clients: Mapping[int, HasPeer], now:
         "uid": office.uid if office else None,
         "mode": _mode(office, client, wanted),
         "memory": (office.memory() or None) if office else None,
-        "since": since.isoformat(timespec="milliseconds"),
+        "since": _timestamp(worker.since, now),
         "client": client.peer.name if client else None,
+        "session": worker.client if client else None,
+        "user": uid_of(client.user) if client else None,
         "detail": worker.detail,
+        "journal": keeper.journal(worker.id),
     }
+
+
+def _waiting(session: int, joined: float, clients: Mapping[int, HasPeer], now: float) -> dict[str, Any]:
+    client = clients[session]
+    return {
+        "session": session,
+        "client": client.peer.name,
+        "user": uid_of(client.user),
+        "since": _timestamp(joined, now),
+    }
+
+
+def _timestamp(moment: float, now: float) -> str:
+    """Return a moment of the monotonic clock as RFC 3339 has it."""
+    return datetime.fromtimestamp(time.time() - (now - moment), UTC).isoformat(timespec="milliseconds")
 
 
 def _mode(office: Office | None, client: HasPeer | None, wanted: str) -> str | None:

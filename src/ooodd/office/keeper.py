@@ -151,9 +151,9 @@ class Keeper:
         """Return the name under which the supervisor knows the worker."""
         return self._supervisor.unit(number)
 
-    def details(self, number: int) -> str:
-        """Return where an administrator finds more about the worker, as the end of a message."""
-        return self._supervisor.details(number)
+    def journal(self, number: int) -> str:
+        """Return the command that shows the journal of the worker's office; empty if there is none of its own."""
+        return self._supervisor.journal(number)
 
     def start(self, number: int) -> None:
         """Begin to start the worker."""

@@ -59,7 +59,7 @@ class ProcessSupervisor:
         """Return the name for messages."""
         return f"worker-{number}"
 
-    def details(self, number: int) -> str:  # noqa: ARG002
+    def journal(self, number: int) -> str:  # noqa: ARG002
         """Return an empty text: offices write to the same stderr as the broker."""
         return ""
 

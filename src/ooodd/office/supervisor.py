@@ -19,8 +19,8 @@ class Supervisor(Protocol):
     def unit(self, number: int) -> str:
         """Return the name of the worker's unit."""
 
-    def details(self, number: int) -> str:
-        """Return where an administrator finds more about the worker, as the end of a message, or an empty text."""
+    def journal(self, number: int) -> str:
+        """Return the command that shows the journal of the worker's office; empty if there is none of its own."""
 
     async def start(self, number: int) -> Office:
         """Start an office with a new profile. An office that still runs under this number is ended first.

@@ -99,9 +99,9 @@ class UnitSupervisor:
         """Return the unit's name."""
         return f"ooodd-worker@{number}.service"
 
-    def details(self, number: int) -> str:
+    def journal(self, number: int) -> str:
         """Return the command that shows the unit's journal."""
-        return f"; details: journalctl -u {self.unit(number)}"
+        return f"journalctl -u {self.unit(number)}"
 
     async def start(self, number: int) -> Office:
         """Start a worker. RestartUnit ends an office that an earlier broker has left running."""

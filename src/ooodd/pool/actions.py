@@ -22,6 +22,9 @@ class Reason(StrEnum):
     CRASHED = "the office crashed"
     HUNG = "the office does not answer"
     NOT_STARTED = "the office did not start"
+    ASKED = "an administrator has asked for it"
+    # Of a client, and of its worker.
+    KICKED = "an administrator has ended the session"
     # Of a client, and of every worker when the service ends.
     CLOSING = "ooodd stops"
     # Of a client.
@@ -94,7 +97,17 @@ class Refuse:
 Action = Start | Stop | Probe | Lease | Break | Reclaim | Refuse
 
 _RECYCLED = frozenset(
-    {Reason.USED_UP, Reason.TOO_OLD, Reason.OUTDATED, Reason.TOO_BIG, Reason.ADOPTED, Reason.ENDED, Reason.CUT_OFF},
+    {
+        Reason.USED_UP,
+        Reason.TOO_OLD,
+        Reason.OUTDATED,
+        Reason.TOO_BIG,
+        Reason.ADOPTED,
+        Reason.ENDED,
+        Reason.CUT_OFF,
+        Reason.ASKED,
+        Reason.KICKED,
+    },
 )
 
 
@@ -109,6 +122,14 @@ class Totals:
     hung: int = 0
     dirty: int = 0
     reclaimed: int = 0
+
+    def count_lost(self) -> None:
+        """Count an office that ended while no broker ran."""
+        self.crashed += 1
+
+    def uncount_session(self) -> None:
+        """Do not count a session that was counted, but never began."""
+        self.sessions = max(0, self.sessions - 1)
 
     def count_stop(self, reason: Reason) -> None:
         """Count a worker that is stopped. Not needed, not started and closing are not counted."""

@@ -23,6 +23,8 @@ class Queue(Mapping[int, Place]):
 
     def __init__(self) -> None:
         """Begin empty."""
+        # Whether all wait, since an administrator has paused the pool.
+        self.paused = False
         self._places: dict[int, Place] = {}
         self._order: list[tuple[float, int]] = []
         self._of_owner: dict[str, list[tuple[float, int]]] = {}
@@ -134,7 +136,9 @@ class Admission:
             yield max(oldest + WAITS_FOR_ITSELF_AFTER, self._next_check)
 
     def _free_workers(self) -> int:
-        """Return how many workers have no client, or will have none soon. Failed ones are not free."""
+        """Return how many workers have no client, or will have none soon; not failed ones, and none while paused."""
+        if self.queue.paused:
+            return 0
         size = self.limits.workers
         return size - self.workers.leased_up_to(size) - self.workers.count(State.FAILED)
 
@@ -167,7 +171,7 @@ class Admission:
 
     def _owner_of_all_workers(self, since: float, quiet_since: Mapping[int, float]) -> str | None:
         """Return whose sessions hold every worker, if no byte has moved on any of them after `since`."""
-        if self.workers.leased < len(self.workers):
+        if self.queue.paused or self.workers.leased < len(self.workers):
             return None
         owners = set()
         for worker in self.workers.values():

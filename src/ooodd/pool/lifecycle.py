@@ -23,6 +23,7 @@ class Lifecycle:
         """Take a new office into service."""
         with self.workers.move(worker, Event.READY, now):
             worker.uses, worker.max_uses = 0, max_uses
+            worker.replace_for = ""
             worker.started = worker.used = worker.probed = now
             worker.lifespan = lifespan
             worker.failures = 0

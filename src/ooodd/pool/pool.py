@@ -8,7 +8,7 @@ carries out the actions that the pool returns, in their order. Whatever the orde
 - A client whose owner, a user or a host, has no worker is served before one whose owner has some. Among those, clients
   are served in the order in which they joined.
 - No owner's clients take more than half of the queue.
-- Nobody waits while a worker is idle, nor while one more may be started.
+- Nobody waits while a worker is idle, unless the pool is paused, nor while one more may be started.
 - A worker that was lost, that failed its inspection or that has had its uses is not leased before it has been stopped
   and started again.
 
@@ -19,7 +19,7 @@ Times are seconds of one monotonic clock, whatever its zero. Every event ends wi
 is due. `deadline` is the time at which something becomes due if nothing else happens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from random import Random
 
@@ -83,14 +83,19 @@ class Pool:
                 actions.append(self._lifecycle.stop(worker, now, Reason.USED_UP))
         return actions + self._settle(now)
 
-    def outdate(self, now: float) -> list[Action]:
-        """Replace all offices, since another LibreOffice has been installed; those with a client after its session."""
+    def recycle(self, numbers: Iterable[int], now: float, reason: Reason) -> list[Action]:
+        """Replace the offices of these workers; one with a client after its session, one being inspected after that."""
         actions: list[Action] = []
-        for worker in self.workers.values():
-            worker.max_uses = min(worker.max_uses, worker.uses)
+        for worker in [self.workers[number] for number in numbers if number in self.workers]:
+            worker.replace_for = reason
             if worker.state in (State.STARTING, State.IDLE):
-                actions.append(self._lifecycle.stop(worker, now, Reason.OUTDATED))
+                actions.append(self._lifecycle.stop(worker, now, reason))
         return actions + self._settle(now)
+
+    def pause(self, now: float, *, paused: bool) -> list[Action]:
+        """Lease no worker from now on, or go on. Sessions are not touched; clients wait as they do for a worker."""
+        self.queue.paused = paused
+        return self._settle(now)
 
     def tick(self, now: float, looks: Mapping[int, Look] | None = None) -> list[Action]:
         """Do what is due. Call it at `deadline`. `looks` tells of each client that has a worker."""
@@ -125,10 +130,11 @@ class Pool:
 
     @property
     def unused(self) -> bool:
-        """Whether nothing runs, nothing is needed, and no client has come for `idle_timeout`."""
+        """Whether nothing runs, nothing is needed, and no client has come for `idle_timeout`. Never while paused."""
         now = self._settled_at
         needed = self._sizing.needed(now, failing=bool(self.start_error))
-        return not needed and not self._sizing.in_use(now) and self.count(*AT_REST) == len(self.workers)
+        idle = not needed and not self._sizing.in_use(now) and self.count(*AT_REST) == len(self.workers)
+        return idle and not self.queue.paused
 
     @property
     def deadline(self) -> float | None:
@@ -177,13 +183,13 @@ class Pool:
         """Refuse a client for a reason that only the caller knows."""
         return [self._admission.refuse(client, reason)]
 
-    def leave(self, client: int, now: float) -> list[Action]:
-        """Forget a client that has gone. A worker that it has not released is recycled."""
+    def leave(self, client: int, now: float, reason: Reason = Reason.CUT_OFF) -> list[Action]:
+        """Forget a client that has gone, or has to go. A worker that it has not released is recycled for the reason."""
         actions: list[Action] = []
         if client in self.queue:
             self.queue.remove(client)
         elif (worker := self.workers.of_client(client)) is not None:
-            actions = self._lifecycle.break_off(worker, now, Reason.CUT_OFF)
+            actions = self._lifecycle.break_off(worker, now, reason)
         else:
             return []
         return actions + self._settle(now)
@@ -289,14 +295,6 @@ class Pool:
         self._lifecycle.adopt(self.workers.add(number), now, before, max_uses, holder)
         return [] if holder else [Probe(number)]
 
-    def count_lost(self) -> None:
-        """Count an office that ended while no broker ran."""
-        self.totals.crashed += 1
-
-    def uncount_session(self) -> None:
-        """Do not count a session that was counted, but never began."""
-        self.totals.sessions = max(0, self.totals.sessions - 1)
-
     # What follows from an event
 
     def _take_back(self, worker: Worker, now: float, fault: Reason | None, detail: str) -> list[Action]:
@@ -315,7 +313,7 @@ class Pool:
         workers.remove_above(self.limits.workers)
         workers.sort_out_old(now)
         actions: list[Action] = []
-        while self.queue and (idle := workers.next_idle()) is not None:
+        while self.queue and not self.queue.paused and (idle := workers.next_idle()) is not None:
             client = self.queue.next(workers.holders)
             actions.append(lifecycle.lease(idle, now, client, self.queue.remove(client)))
         needed = sizing.needed(now, failing=bool(self.start_error))

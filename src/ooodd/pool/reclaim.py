@@ -140,7 +140,9 @@ class Reclaiming:
     # How many
 
     def _demand(self) -> int:
-        """Return for how many waiting clients no worker is free, will be soon, or is being made free."""
+        """Return for how many waiting clients no worker is free, will be soon, or is being made free; 0 if paused."""
+        if self.queue.paused:
+            return 0
         size, workers = self.limits.workers, self.workers
         coming = workers.count(State.IDLE, State.STARTING, State.STOPPING)  # also of those above a lowered limit
         free = max(coming, size - workers.leased_up_to(size) - workers.count(State.FAILED))

@@ -101,8 +101,8 @@ class Sizing:
 
     def wear(self, worker: Worker, now: float, memory: int = 0) -> Reason | None:
         """Return why a healthy worker should be recycled, or None."""
-        if worker.uses >= worker.max_uses:
-            return Reason.USED_UP
+        if worker.is_used_up:
+            return Reason(worker.replace_for or Reason.USED_UP)
         if worker.id > self.limits.workers:
             return Reason.NOT_NEEDED
         if self.queue and self._one_is_on_its_way():  # while clients wait, one at a time

@@ -102,6 +102,8 @@ class Worker:
     since: float = 0.0
     uses: int = 0
     max_uses: int = 0
+    # Why its office is to be replaced as soon as it has no client, one of `Reason`; empty if it is not.
+    replace_for: str = ""
     # When its office became ready, and which share of max_age this office may reach.
     started: float = 0.0
     lifespan: float = 1.0
@@ -118,6 +120,11 @@ class Worker:
     failures: int = 0
     retry_at: float = 0.0
     detail: str = ""
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether its office serves no other client."""
+        return bool(self.replace_for) or self.uses >= self.max_uses
 
 
 class Schedule:

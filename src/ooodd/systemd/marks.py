@@ -5,7 +5,7 @@ The memory is a memfd in systemd's fd store (`fdstore`). Its layout is fixed. Wh
 says in `_upgrade` how the layout before is read: the next broker may be of another version. All numbers have native
 sizes and byte order, for the memory never leaves the machine.
 
-    header   256   magic, totals, number of the last session, the client that is being accepted
+    header   256   magic, totals, number of the last session, the client that is being accepted, whether it is paused
     slots    1000 x 128   one for each worker
     config   4096   the configuration in force, as JSON
 
@@ -26,6 +26,8 @@ _TOTALS = 7
 MAGIC = b"ooodd\0\0\4"
 _HEADER_SIZE = 256
 _LAST_SESSION_AT, _ACCEPTED_AT = 64, 72
+# Zero where an earlier version made the marks, which means no.
+_PAUSED_AT = 192
 _TOTALS_AT, _TOTALS_END = 128, 192
 # The longest name is that of an IPv6 client, 47 characters.
 _ACCEPTED = struct.Struct("Q48s")
@@ -161,6 +163,15 @@ class Marks:
     def accepted(self, client: tuple[int, str]) -> None:
         session, name = client
         _ACCEPTED.pack_into(self.memory, _ACCEPTED_AT, session, name.encode("ascii", "replace"))
+
+    @property
+    def paused(self) -> bool:
+        """Whether an administrator has paused the pool."""
+        return bool(self.memory[_PAUSED_AT])
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        self.memory[_PAUSED_AT] = value
 
     @property
     def config(self) -> str:

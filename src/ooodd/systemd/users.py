@@ -104,6 +104,11 @@ def words(uid: int | None) -> str:
     return "" if uid is None else f"user {uid}"
 
 
+def uid_of(user: str) -> int | None:
+    """Return the user id in what `words` has returned; None if that is empty."""
+    return int(user.rpartition(" ")[2]) if user else None
+
+
 def _request(client: tuple[str, int], server: tuple[str, int]) -> bytes:
     """Return the request for the socket with the client's address, which is connected to the server's."""
     (source, interface), (target, _) = _address(client), _address(server)

@@ -116,13 +116,13 @@ class _Call(Generic[_Value]):
 
 # The calls of one turn are sent together. The next turn begins when all of them have been answered.
 _Turn = tuple[_Call[Any], ...]
-_Turns = Generator[_Turn, None, _Value]
+Turns = Generator[_Turn, None, _Value]
 
 
 class Conversation(Generic[_Value]):
     """The client's side of a conversation with an office, which speaks first. Sans-IO."""
 
-    def __init__(self, turns: "_Turns[_Value]") -> None:
+    def __init__(self, turns: "Turns[_Value]") -> None:
         """Make a random id for the calling thread: the office queues calls by it, across connections."""
         # Set at the end of the conversation, to what `turns` returns.
         self.result: _Value | None = None
@@ -182,10 +182,10 @@ class Conversation(Generic[_Value]):
 
 def new_probe() -> Conversation[Findings]:
     """Return a probe, at its beginning."""
-    return Conversation(_look())
+    return Conversation(look())
 
 
-def _look() -> _Turns[Findings]:
+def look() -> Turns[Findings]:
     """Ask for everything that `Findings` has."""
     desktop = yield from _the_desktop()
     yield _query(desktop, _DESKTOP), _query(desktop, _FRAMES_SUPPLIER)
@@ -200,7 +200,7 @@ def _look() -> _Turns[Findings]:
     return Findings(component_count, frame_count.result, bool(current.result))
 
 
-def _count_elements(container: str) -> _Turns[int]:
+def _count_elements(container: str) -> Turns[int]:
     """Count the elements of a container, up to _MOST_COMPONENTS."""
     enumeration = yield from _ask(_Call(container, _ENUMERATION_ACCESS, _CREATE_ENUMERATION, _an_object))
     more = _Call(enumeration, _ENUMERATION, _HAS_MORE_ELEMENTS, Reader.boolean)
@@ -218,7 +218,7 @@ def new_preload(kinds: Sequence[str]) -> Conversation[list[str]]:
     return Conversation(_load(kinds))
 
 
-def _load(kinds: Sequence[str]) -> _Turns[list[str]]:
+def _load(kinds: Sequence[str]) -> Turns[list[str]]:
     desktop = yield from _the_desktop()
     yield from _ask(_query(desktop, _LOADER))
     missing = []
@@ -233,7 +233,7 @@ def _load(kinds: Sequence[str]) -> _Turns[list[str]]:
     return missing
 
 
-def _the_desktop() -> _Turns[str]:
+def _the_desktop() -> Turns[str]:
     """Return the desktop, as XInterface."""
     context = yield from _ask(_query("StarOffice.ComponentContext", _INTERFACE))
     context = yield from _ask(_query(context, _CONTEXT))
@@ -241,7 +241,7 @@ def _the_desktop() -> _Turns[str]:
     return (yield from _ask(_Call(context, _CONTEXT, _GET_VALUE_BY_NAME, _any_object, name)))
 
 
-def _ask(call: _Call[_Value]) -> _Turns[_Value]:
+def _ask(call: _Call[_Value]) -> Turns[_Value]:
     """Make one call in a turn of its own, and return its result."""
     yield (call,)
     return call.result

@@ -2,6 +2,7 @@
 """What a client is told that gets no office: each reason has a text, which says what is wrong and what to do."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from ooodd.broker import refusals
 from ooodd.broker.refusals import REFUSALS
 from ooodd.pool.actions import Reason
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "workers": 7,
     "queued": 3,
     "host": "192.0.2.1",
@@ -24,7 +25,7 @@ FIELDS = {
 
 def test_each_reason_to_refuse_a_client_has_a_text() -> None:
     reasons = list(Reason)
-    assert set(REFUSALS) == set(reasons[reasons.index(Reason.CLOSING) :]), "those before CLOSING are a worker's"
+    assert set(REFUSALS) == set(reasons[reasons.index(Reason.KICKED) :]), "those before KICKED are a worker's"
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
@@ -50,3 +51,11 @@ def test_each_text_names_ooodd_the_problem_and_the_remedy(reason: Reason) -> Non
 )
 def test_a_text_contains_the_current_values(reason: Reason, part: str) -> None:
     assert part in refusals.text(reason, **FIELDS)
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_while_paused_nobody_is_told_that_workers_are_busy(reason: Reason) -> None:
+    text = refusals.text(reason, paused=True, **FIELDS)
+    assert text.startswith("ooodd: ")
+    assert "workers are busy" not in text
+    assert ("paused" in text) == (reason in refusals.WHILE_PAUSED)

@@ -2,6 +2,7 @@
 """Asking the broker: what is said when nobody, or nobody sensible, answers."""
 
 import asyncio
+import json
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -22,38 +23,41 @@ def directory() -> Iterator[Path]:
 
 def test_without_a_broker_the_error_says_so(directory: Path) -> None:
     with pytest.raises(AdminError, match=r"^no ooodd runs \(.*control: No such file or directory\): systemctl status"):
-        client.ask(directory, "status")
+        client.call(directory, "Status")
 
 
 def test_a_socket_that_a_killed_broker_left_is_no_broker(directory: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(f"{directory}/control")
     with pytest.raises(AdminError, match=r"^no ooodd runs \(.*control: Connection refused\)"):
-        client.ask(directory, "status")
+        client.call(directory, "Status")
 
 
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (b"", "ooodd does not answer"),
-        (b"nonsense\n", "ooodd does not answer"),
+        (b"", r"ooodd does not answer \(it has closed the connection\)"),
+        (b"nonsense\0", "ooodd does not answer"),
         (b'{"workers": ', "ooodd does not answer"),
-        (b"\xff\n", "ooodd does not answer"),
-        (b"5\n", "ooodd answers 5: is the ooodd command of the same version"),
-        (b'["error"]\n', r"ooodd answers \['error'\]"),
-        (b'{"error": "no"}\n', "^no$"),
-        (b'{"error": 5}\n', "^5$"),
+        (b"\xff\0", "ooodd does not answer"),
+        (b"5\0", "ooodd answers 5: is the ooodd command of the same version"),
+        (b'["error"]\0', r"ooodd answers \['error'\]"),
+        (b'{"parameters": 5}\0', "ooodd answers {'parameters': 5}"),
+        (b'{"error": "io.ooodd.Failed", "parameters": {"message": "no"}}\0', "^no$"),
+        (b'{"error": "io.ooodd.Failed"}\0', "^$"),
+        (b'{"error": "org.varlink.service.PermissionDenied"}\0', "^you may look, but not act: ask as root"),
+        (b'{"error": "x.Y", "parameters": {"a": 1}}\0', "x.Y {'a': 1}: is the ooodd command of the same version"),
     ],
 )
 async def test_an_answer_that_is_none_or_an_error_is_raised(answer: bytes, complaint: str, directory: Path) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        assert await reader.readline() == b'{"command": "status"}\n'
+        assert json.loads((await reader.readuntil(b"\0"))[:-1]) == {"method": "io.ooodd.Status", "parameters": {}}
         writer.write(answer)
         writer.close()
 
     server = await asyncio.start_unix_server(serve, f"{directory}/control")
     with pytest.raises(AdminError, match=complaint):
-        await asyncio.to_thread(client.ask, directory, "status")
+        await asyncio.to_thread(client.call, directory, "Status")
     server.close()
 
 
@@ -63,7 +67,7 @@ def test_a_broker_that_hangs_is_given_up(directory: Path, monkeypatch: pytest.Mo
         hung.bind(f"{directory}/control")
         hung.listen()
         with pytest.raises(AdminError, match=r"ooodd does not answer \(timed out\): systemctl status ooodd"):
-            client.ask(directory, "status")
+            client.call(directory, "Status")
 
 
 def test_without_permission_the_error_says_which_user_may_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,5 +75,8 @@ def test_without_permission_the_error_says_which_user_may_ask(monkeypatch: pytes
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "connect", deny)
-    with pytest.raises(AdminError, match="Permission denied: ask as root, or as the user that runs ooodd"):
-        client.ask(tmp_path, "status")
+    with pytest.raises(
+        AdminError,
+        match="Permission denied: ask as root, or as the user that runs ooodd; to look only, be in the group",
+    ):
+        client.call(tmp_path, "Status")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The control socket: what may be asked and by whom, lines that are no request, and opening and closing it."""
+"""The control socket: what may be called and by whom, messages that are no call, and opening and closing it."""
 
 import asyncio
 import contextlib
 import errno
+import grp
 import json
 import os
 import resource
@@ -18,12 +19,13 @@ import pytest
 
 from fakes import until
 from ooodd.control import server
-from ooodd.control.client import ask as ask_in_a_thread
+from ooodd.control.client import call
 from ooodd.control.server import ControlServer
+from ooodd.control.varlink import Method
 from ooodd.errors import AdminError, ConfigError
 from ooodd.systemd.peer import Credentials
 
-Commands = dict[str, Callable[[], dict[str, Any]]]
+Answer = Callable[[], dict[str, Any]]
 
 
 def refuse() -> dict[str, Any]:
@@ -37,58 +39,105 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+def method(answer: Answer, *, acts: bool = False) -> Method:
+    return Method(lambda _, __: answer(), acts=acts)
+
+
 @contextlib.asynccontextmanager
-async def opened(directory: Path, **commands: Callable[[], dict[str, Any]]) -> AsyncIterator[Commands]:
-    """A server with the given commands, and "ping"; yields the commands."""
-    known: Commands = {"ping": lambda: {"pong": True}, **commands}
-    it = ControlServer(directory, known)
+async def opened(directory: Path, **answers: Answer) -> AsyncIterator[dict[str, Method]]:
+    """A server with methods that answer so, with "Ping", and with "Act", which changes something; yields them."""
+    methods = {"Ping": method(lambda: {"pong": True}), "Act": method(dict, acts=True)}
+    methods |= {name: method(answer) for name, answer in answers.items()}
+    it = ControlServer(directory, methods)
     it.open()
     await it.serve()
     try:
-        yield known
+        yield methods
     finally:
         await it.close()
     assert not list(os.scandir(directory)), "the socket is left"
 
 
-async def ask(directory: Path, command: str = "ping") -> dict[str, Any]:
-    return await asyncio.to_thread(ask_in_a_thread, directory, command)
+async def ask(directory: Path, name: str = "Ping", **parameters: Any) -> dict[str, Any]:  # noqa: ANN401
+    return await asyncio.to_thread(call, directory, name, parameters)
 
 
-async def send(directory: Path, *lines: bytes) -> bytes:
-    """Send bytes and return all that is answered."""
+PING = b'{"method": "io.ooodd.Ping"}\0'
+
+
+async def exchange(directory: Path, *messages: bytes, count: int = 1) -> list[dict[str, Any]]:
+    """Send messages on one connection, and return so many replies."""
+    reader, writer = await asyncio.open_unix_connection(directory / "control", limit=1 << 24)
+    with contextlib.closing(writer):
+        writer.writelines(messages)
+        return [json.loads((await reader.readuntil(b"\0"))[:-1]) for _ in range(count)]
+
+
+async def send(directory: Path, *data: bytes) -> bytes:
+    """Send bytes and return all that is answered, up to the end."""
     reader, writer = await asyncio.open_unix_connection(directory / "control")
     with contextlib.closing(writer), contextlib.suppress(ConnectionError):
-        writer.writelines(lines)
+        writer.writelines(data)
         return await reader.read()
     return b""
 
 
-# Requests
+# Calls
 
 
 async def test_a_command_s_answer_is_what_it_returns(directory: Path) -> None:
-    async with opened(directory, status=lambda: {"workers": [1, 2], "queue": {"length": 0}}):
-        assert await ask(directory, "status") == {"workers": [1, 2], "queue": {"length": 0}}
+    async with opened(directory, Status=lambda: {"workers": [1, 2], "queue": {"length": 0}}):
+        assert await ask(directory, "Status") == {"workers": [1, 2], "queue": {"length": 0}}
         assert await ask(directory) == {"pong": True}
 
 
 async def test_answers_of_any_size_arrive(directory: Path) -> None:
     answer = {"workers": ["w" * 300] * 1000}
-    async with opened(directory, status=lambda: answer):
-        assert await ask(directory, "status") == answer
+    async with opened(directory, Status=lambda: answer):
+        assert await ask(directory, "Status") == answer
 
 
 async def test_many_may_ask_at_once(directory: Path) -> None:
     async with opened(directory):
-        answers = await asyncio.gather(*(send(directory, b'{"command": "ping"}\n') for _ in range(50)))
-        assert [json.loads(answer) for answer in answers] == [{"pong": True}] * 50
+        answers = await asyncio.gather(*(exchange(directory, PING) for _ in range(server._MOST_CONNECTIONS)))
+        assert answers == [[{"parameters": {"pong": True}}]] * server._MOST_CONNECTIONS
+
+
+async def test_one_connection_may_call_often_also_without_waiting_for_replies(directory: Path) -> None:
+    async with opened(directory):
+        replies = await exchange(directory, PING, PING[:7], PING[7:] + PING, count=3)
+        assert replies == [{"parameters": {"pong": True}}] * 3
+
+
+async def test_a_call_that_wants_no_reply_gets_none(directory: Path) -> None:
+    async with opened(directory):
+        oneway = b'{"method": "io.ooodd.Nothing", "oneway": true}\0'
+        assert await exchange(directory, oneway, PING) == [{"parameters": {"pong": True}}]
+
+
+async def test_parameters_may_be_left_out_or_null(directory: Path) -> None:
+    async with opened(directory):
+        calls = [b'{"method": "io.ooodd.Ping", "parameters": %s}\0' % given for given in (b"null", b"{}")]
+        assert await exchange(directory, *calls, count=2) == [{"parameters": {"pong": True}}] * 2
+
+
+async def test_the_oldest_connection_ends_if_there_are_too_many(directory: Path) -> None:
+    async with opened(directory), contextlib.AsyncExitStack() as stack:
+        readers = []
+        for _ in range(server._MOST_CONNECTIONS + 1):
+            reader, writer = await asyncio.open_unix_connection(directory / "control")
+            stack.enter_context(contextlib.closing(writer))
+            writer.write(PING)
+            assert await reader.readuntil(b"\0")
+            readers.append(reader)
+        assert await readers[0].read() == b""
+        assert not any(reader.at_eof() for reader in readers[1:])
 
 
 async def test_a_command_that_fails_answers_with_the_error(directory: Path) -> None:
-    async with opened(directory, reload=refuse):
+    async with opened(directory, Reload=refuse):
         with pytest.raises(AdminError) as refused:
-            await ask(directory, "reload")
+            await ask(directory, "Reload")
         assert str(refused.value) == "/etc/ooodd/ooodd.toml: pool.wrokers: unknown key; did you mean pool.workers?"
         assert await ask(directory) == {"pong": True}
 
@@ -96,73 +145,77 @@ async def test_a_command_that_fails_answers_with_the_error(directory: Path) -> N
 async def test_a_bug_in_a_command_is_answered_and_told_to_the_loop(directory: Path) -> None:
     contexts: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: contexts.append(context))
-    async with opened(directory, status=lambda: {"ratio": 1 / 0}):
+    async with opened(directory, Status=lambda: {"ratio": 1 / 0}):
         with pytest.raises(AdminError, match=r"^internal error: ZeroDivisionError"):
-            await ask(directory, "status")
+            await ask(directory, "Status")
         assert await ask(directory) == {"pong": True}
     assert [type(context["exception"]) for context in contexts] == [ZeroDivisionError]
 
 
-@pytest.mark.parametrize("name", ["halt", "", "Ping", "ping ", "a\nb", "_answer"])
-async def test_an_unknown_command_is_named_beside_the_known_ones(name: str, directory: Path) -> None:
-    async with opened(directory, status=dict, drain=dict):
-        with pytest.raises(AdminError) as refused:
-            await ask(directory, name)
-        assert str(refused.value) == f"unknown command {name!r}: this ooodd knows drain, ping, status"
+@pytest.mark.parametrize("name", ["Halt", "", "ping", "Ping ", "a\nb", "_answer"])
+async def test_an_unknown_method_is_named(name: str, directory: Path) -> None:
+    async with opened(directory):
+        message = json.dumps({"method": f"io.ooodd.{name}"}).encode() + b"\0"
+        reply = {"error": "org.varlink.service.MethodNotFound", "parameters": {"method": f"io.ooodd.{name}"}}
+        assert await exchange(directory, message) == [reply]
 
 
-async def test_commands_may_be_added_while_the_socket_is_open(directory: Path) -> None:
-    async with opened(directory) as commands:
-        with pytest.raises(AdminError, match="unknown command 'status'"):
-            await ask(directory, "status")
-        commands["status"] = lambda: {"workers": []}
-        assert await ask(directory, "status") == {"workers": []}
+@pytest.mark.parametrize("interface", ["", "io", "io.ooodd.x", "com.example"])
+async def test_an_unknown_interface_is_named(interface: str, directory: Path) -> None:
+    async with opened(directory):
+        message = json.dumps({"method": f"{interface}.Ping"}).encode() + b"\0"
+        reply = {"error": "org.varlink.service.InterfaceNotFound", "parameters": {"interface": interface}}
+        assert await exchange(directory, message) == [reply]
+
+
+async def test_methods_may_be_added_while_the_socket_is_open(directory: Path) -> None:
+    async with opened(directory) as methods:
+        with pytest.raises(AdminError, match="MethodNotFound"):
+            await ask(directory, "Status")
+        methods["Status"] = method(lambda: {"workers": []})
+        assert await ask(directory, "Status") == {"workers": []}
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "message",
     [
         b"",
-        b"ping\n",
-        b"{}\n",
-        b"[]\n",
-        b"5\n",
-        b"null\n",
-        b'{"command": ["ping"]}\n',
-        b'{"command": null}\n',
-        b'{"command": "ping", "more": 1}\n',
-        b'{"self": "ping"}\n',
-        b"\xff\xfe\n",
-        b"\0" * 100 + b"\n",
-        b"[" * 4000 + b"\n",
-        b'{"command": "ping"',
+        b"ping",
+        b"{}",
+        b"[]",
+        b"5",
+        b"null",
+        b'{"method": ["io.ooodd.Ping"]}',
+        b'{"method": null}',
+        b'{"method": "io.ooodd.Ping", "unknown": 1}',
+        b'{"method": "io.ooodd.Ping", "parameters": []}',
+        b'{"method": "io.ooodd.Ping", "parameters": {"unknown": 1}}',
+        b'{"method": "io.ooodd.Ping", "oneway": "perhaps"}',
+        b'{"self": "io.ooodd.Ping", "method": "io.ooodd.Ping"}',
+        b"\xff\xfe",
+        b"[" * 4000,
+        b'{"method": "io.ooodd.Ping"',
     ],
 )
-async def test_a_line_that_is_no_request_is_answered_with_an_error_of_one_line(
-    request_: bytes, directory: Path
-) -> None:
+async def test_a_message_that_is_no_call_is_answered_with_an_error_of_one_line(message: bytes, directory: Path) -> None:
     async with opened(directory):
-        reader, writer = await asyncio.open_unix_connection(directory / "control")
-        with contextlib.closing(writer):
-            writer.write(request_)
-            writer.write_eof()
-            answer = json.loads(await reader.read())
-        assert set(answer) == {"error"}
-        assert answer["error"].startswith("not a request: ")
-        assert "\n" not in answer["error"]
-        assert await ask(directory) == {"pong": True}
+        reply, after = await exchange(directory, message + b"\0", PING, count=2)
+        assert reply["error"] == "org.varlink.service.InvalidParameter"
+        assert list(reply["parameters"]) == ["parameter"]
+        assert "\n" not in reply["parameters"]["parameter"]
+        assert after == {"parameters": {"pong": True}}
 
 
-async def test_a_line_without_end_is_cut_off(directory: Path) -> None:
+async def test_what_is_wrong_is_named(directory: Path) -> None:
+    async with opened(directory):
+        (reply,) = await exchange(directory, b'{"method": "io.ooodd.Ping", "parameters": {"sesion": 1}}\0')
+        assert reply["parameters"]["parameter"].startswith("sesion: ")
+
+
+async def test_a_message_without_end_is_cut_off(directory: Path) -> None:
     async with opened(directory):
         assert await send(directory, b"x" * 1_000_000) == b""
         assert await ask(directory) == {"pong": True}
-
-
-async def test_a_client_that_sends_nothing_is_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "TIMEOUT", 0.02)
-    async with opened(directory):
-        assert await send(directory, b'{"comm') == b""
 
 
 async def test_a_client_that_sends_nothing_is_disconnected_when_the_server_closes(directory: Path) -> None:
@@ -176,10 +229,10 @@ async def test_a_client_that_sends_nothing_is_disconnected_when_the_server_close
 
 async def test_a_client_that_does_not_read_is_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "TIMEOUT", 0.05)
-    async with opened(directory, status=lambda: {"more than": "a socket buffers" * 1_000_000}):
+    async with opened(directory, Status=lambda: {"more than": "a socket buffers" * 1_000_000}):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(directory / "control"))
-            client.sendall(b'{"command": "status"}\n')
+            client.sendall(b'{"method": "io.ooodd.Status"}\0')
             await until(answering)
             await until(lambda: not answering())
             client.setblocking(False)  # noqa: FBT003
@@ -187,29 +240,84 @@ async def test_a_client_that_does_not_read_is_disconnected(directory: Path, monk
             with contextlib.suppress(ConnectionError):
                 while more := await asyncio.get_running_loop().sock_recv(client, 1 << 20):
                     received = more
-            assert not received.endswith(b"\n")
+            assert not received.endswith(b"\0")
 
 
 def answering() -> list[str]:
-    return [name for task in asyncio.all_tasks() if "ControlServer._serve" in (name := str(task.get_coro()))]
+    return [name for task in asyncio.all_tasks() if "ControlServer._accept" in (name := str(task.get_coro()))]
 
 
-@pytest.mark.parametrize("command", ["ping", "status", "halt"])
-async def test_another_user_may_not_ask(command: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_may_look_may_not_act(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "credentials", lambda _: Credentials(pid=1, uid=65534, gid=65534))
-    async with opened(directory, ping=refuse):
-        with pytest.raises(AdminError, match=r"^only root and ooodd's own user may ask$"):
-            await ask(directory, command)
+    async with opened(directory):
+        assert await ask(directory) == {"pong": True}
+        with pytest.raises(AdminError, match=r"^you may look, but not act: ask as root, .* group ooodd-monitor$"):
+            await ask(directory, "Act")
+
+
+async def test_root_and_its_own_user_may_act(directory: Path) -> None:
+    async with opened(directory):
+        assert await ask(directory, "Act") == {}
+
+
+async def test_who_only_looks_keeps_nobody_from_acting(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(directory), contextlib.AsyncExitStack() as stack:
+        reader, writer = await asyncio.open_unix_connection(directory / "control")
+        stack.enter_context(contextlib.closing(writer))
+        writer.write(PING)
+        await reader.readuntil(b"\0")
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "credentials", lambda _: Credentials(pid=1, uid=65534, gid=65534))
+            for _ in range(2 * server._MOST_CONNECTIONS):
+                assert await exchange(directory, PING) == [{"parameters": {"pong": True}}]
+        writer.write(PING)
+        assert await reader.readuntil(b"\0")
+
+
+# Introspection
+
+
+async def test_the_service_tells_what_it_is_and_describes_its_interfaces(directory: Path) -> None:
+    async with opened(directory):
+        (info,) = await exchange(directory, b'{"method": "org.varlink.service.GetInfo"}\0')
+        assert info["parameters"]["interfaces"] == ["org.varlink.service", "io.ooodd"]
+        for name in info["parameters"]["interfaces"]:
+            asked = {"method": "org.varlink.service.GetInterfaceDescription", "parameters": {"interface": name}}
+            (described,) = await exchange(directory, json.dumps(asked).encode() + b"\0")
+            assert f"\ninterface {name}\n" in described["parameters"]["description"]
+
+
+async def test_an_interface_that_there_is_not_is_not_described(directory: Path) -> None:
+    async with opened(directory):
+        asked = {"method": "org.varlink.service.GetInterfaceDescription", "parameters": {"interface": "../io.ooodd"}}
+        (reply,) = await exchange(directory, json.dumps(asked).encode() + b"\0")
+        assert reply["error"] == "org.varlink.service.InterfaceNotFound"
 
 
 # Opening and closing
 
 
-async def test_only_its_owner_may_connect(directory: Path) -> None:
+async def test_only_its_owner_may_connect_where_there_is_no_group_of_those_that_may_look(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MONITOR_GROUP", "no-such-group")
     async with opened(directory):
         mode = (directory / "control").stat().st_mode
         assert stat.S_ISSOCK(mode)
         assert stat.S_IMODE(mode) == 0o600
+
+
+async def test_the_socket_belongs_to_the_group_of_those_that_may_look(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = next(entry for entry in grp.getgrall() if entry.gr_gid not in (0, os.getegid()))
+    monkeypatch.setattr(server, "MONITOR_GROUP", group.gr_name)
+    async with opened(directory):
+        found = (directory / "control").stat()
+        if os.geteuid() == 0:
+            assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, group.gr_gid)
+        else:
+            assert stat.S_IMODE(found.st_mode) == 0o600
 
 
 async def test_a_directory_that_it_makes_is_its_owners_alone_and_usable(directory: Path) -> None:
@@ -242,16 +350,17 @@ async def test_a_second_broker_beside_one_that_hangs_is_refused(directory: Path)
 
 
 async def test_who_asks_before_it_serves_is_answered_when_it_does(directory: Path) -> None:
-    it = ControlServer(directory, {"ping": lambda: {"pong": True}})
+    it = ControlServer(directory, {"Ping": method(lambda: {"pong": True})})
     it.open()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as early:
         early.connect(f"{directory}/control")
-        early.send(b'{"command": "ping"}\n')
+        early.send(PING)
         await asyncio.sleep(0)
         with pytest.raises(BlockingIOError):
             early.recv(1)
         await it.serve()
-        assert json.loads(await asyncio.get_running_loop().sock_recv(early, 100)) == {"pong": True}
+        reply = await asyncio.get_running_loop().sock_recv(early, 100)
+        assert json.loads(reply[:-1]) == {"parameters": {"pong": True}}
     await it.close()
 
 

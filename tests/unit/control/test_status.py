@@ -18,11 +18,12 @@ from ooodd.control.status import snapshot
 from ooodd.control.table import table
 from ooodd.office.keeper import Keeper
 from ooodd.office.office import Office
-from ooodd.pool.pool import Pool, State, Totals, Worker
+from ooodd.pool.pool import Place, Pool, State, Totals, Worker
 from ooodd.systemd.peer import Peer
 
-# The names that DESIGN fixes, and two of later versions: "detail", why a worker failed, and "mode".
+# The names that DESIGN fixes, and those of later versions.
 WORKER = {"id", "unit", "state", "uses", "pid", "uid", "memory", "mode", "since", "client", "detail"}
+WORKER |= {"session", "user", "journal"}
 # PID_MAX_LIMIT is 2**22.
 NO_PROCESS = 2**22 + 1
 
@@ -33,8 +34,13 @@ class FakeQueue:
     def __init__(self, *joined: float) -> None:
         self._joined = joined
 
+    paused = False
+
     def __len__(self) -> int:
         return len(self._joined)
+
+    def items(self) -> list[tuple[int, Place]]:
+        return [(100 + index, Place(joined)) for index, joined in enumerate(self._joined)]
 
     @property
     def oldest(self) -> float | None:
@@ -43,7 +49,7 @@ class FakeQueue:
 
 def a_pool(*workers: Worker, queue: FakeQueue | None = None, totals: Totals | None = None) -> Pool:
     fields = {"workers": {worker.id: worker for worker in workers}, "queue": queue or FakeQueue()}
-    return cast(Pool, SimpleNamespace(**fields, totals=totals or Totals(), cannot_start="none works"))
+    return cast(Pool, SimpleNamespace(**fields, totals=totals or Totals(), cannot_start="none works", draining=False))
 
 
 def a_worker(number: int = 1, state: State = State.IDLE, *, age: float = 0.0, **fields: Any) -> Worker:  # noqa: ANN401
@@ -60,13 +66,15 @@ def a_keeper(**pids: int) -> Keeper:
 
 def a_client(name: str, mode: str = "") -> SimpleNamespace:
     path = SimpleNamespace(mode=mode) if mode else None
-    return SimpleNamespace(peer=Peer(name, name.rpartition(":")[0]), path=path)
+    return SimpleNamespace(peer=Peer(name, name.rpartition(":")[0]), path=path, user="user 0")
 
 
 def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
     config = parse("[pool]\nworkers = 1\n", "test")
     status = snapshot(a_pool(a_worker()), a_keeper(), {}, config)
-    assert set(status) == {"workers", "queue", "totals", "start_error", "warnings", "config"}
+    assert set(status) == {
+        "workers", "queue", "waiting", "totals", "paused", "draining", "start_error", "warnings", "config"
+    }  # fmt: skip
     assert status["start_error"] == "none works"
     assert [set(worker) for worker in status["workers"]] == [WORKER]
     assert set(status["queue"]) == {"length", "oldest_wait"}
@@ -95,7 +103,8 @@ def test_a_busy_worker_names_its_client_and_another_s_client_is_not_named() -> N
     clients = {7: a_client("192.0.2.1:5"), 9: a_client("192.0.2.1:6")}
     first, second = snapshot(pool, a_keeper(), clients, Config())["workers"]
     assert (first["state"], first["uses"], first["client"]) == ("busy", 3, "192.0.2.1:5")
-    assert (second["state"], second["client"]) == ("inspecting", None)
+    assert (first["session"], first["user"]) == (7, 0)
+    assert (second["state"], second["client"], second["session"], second["user"]) == ("inspecting", None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +151,18 @@ def test_an_office_that_is_gone_has_no_memory() -> None:
 
 def test_the_queue_tells_how_many_wait_and_the_oldest_wait() -> None:
     now = time.monotonic()
-    queue = snapshot(a_pool(queue=FakeQueue(now - 5.0, now - 9.0)), a_keeper(), {}, Config())["queue"]
-    assert queue["length"] == 2
-    assert 9.0 <= queue["oldest_wait"] < 69.0
+    clients = {100: a_client("192.0.2.1:5"), 101: a_client("192.0.2.1:6")}
+    status = snapshot(a_pool(queue=FakeQueue(now - 5.0, now - 9.0)), a_keeper(), clients, Config())
+    assert status["queue"]["length"] == 2
+    assert 9.0 <= status["queue"]["oldest_wait"] < 69.0
+    first, second = status["waiting"]
+    assert (first["session"], first["client"], first["user"]) == (100, "192.0.2.1:5", 0)
+    assert datetime.fromisoformat(second["since"]) < datetime.fromisoformat(first["since"])
     assert snapshot(a_pool(), a_keeper(), {}, Config())["queue"] == {"length": 0, "oldest_wait": 0}
 
 
 def test_a_client_that_has_waited_since_boot_is_the_oldest_too() -> None:
-    queue = snapshot(a_pool(queue=FakeQueue(0.0)), a_keeper(), {}, Config())["queue"]
+    queue = snapshot(a_pool(queue=FakeQueue(0.0)), a_keeper(), {100: a_client("a:1")}, Config())["queue"]
     assert queue["oldest_wait"] > 0
 
 
@@ -175,14 +188,36 @@ def test_the_table_shows_the_snapshot() -> None:
         queue=FakeQueue(time.monotonic() - 5.0),
         totals=Totals(sessions=1),
     )
-    lines = table(snapshot(pool, a_keeper(w2=NO_PROCESS), {7: a_client("192.0.2.1:5")}, Config())).splitlines()
-    assert lines[0].split() == ["WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "MODE", "CLIENT"]
-    assert lines[1].split() == ["1", "failed", "2min", "0", "-", "-", "-", "-"]
-    assert lines[2].split() == ["2", "busy", "3s", "12", str(NO_PROCESS), "-", "forward", "192.0.2.1:5"]
+    clients = {7: a_client("192.0.2.1:5"), 100: a_client("192.0.2.1:6")}
+    status = snapshot(pool, a_keeper(w2=NO_PROCESS), clients, Config())
+    lines = table(status).splitlines()
+    assert lines[0].split() == [
+        *["WORKER", "STATE", "SINCE", "USES", "PID", "MEMORY", "MODE", "SESSION", "CLIENT", "USER"]
+    ]
+    assert lines[1].split() == ["1", "failed", "2min", "0", "-", "-", "-", "-", "-", "-"]
+    busy = ["2", "busy", "3s", "12", str(NO_PROCESS), "-", "forward", "7", "192.0.2.1:5", "root"]
+    assert lines[2].split() == busy
     assert lines[3] == ""
-    assert lines[4].startswith("1 waiting, the first for ")
-    assert lines[5] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty, 0 reclaimed"
-    assert lines[6:] == ["worker 1 failed: refused by plan", "no office can be started: none works"]
+    assert lines[4].split() == ["SESSION", "WAITING", "CLIENT", "USER"]
+    assert lines[5].split() == ["100", "5s", "192.0.2.1:6", "root"]
+    assert lines[6] == ""
+    assert lines[7].startswith("1 waiting, the first for ")
+    assert lines[8] == "1 sessions, 0 refused, 0 recycled, 0 crashed, 0 hung, 0 dirty, 0 reclaimed"
+    assert lines[9:] == ["worker 1 failed: refused by plan", "no office can be started: none works"]
+    assert table({**status, "paused": True, "draining": True}).splitlines()[9:11] == [
+        "paused: no client gets a worker until `ooodd resume`",
+        "draining: ooodd ends when the last session has",
+    ]
+    coloured = table(status, colour=True).splitlines()
+    assert coloured[1] == f"\033[31m{lines[1]}\033[0m"
+    assert [*coloured[:1], *coloured[3:]] == [*lines[:1], *lines[3:]]
+
+
+def test_of_many_that_wait_the_table_shows_the_first() -> None:
+    now = time.monotonic()
+    clients = {100 + number: a_client(f"192.0.2.1:{number}") for number in range(50)}
+    status = snapshot(a_pool(queue=FakeQueue(*[now] * 50)), a_keeper(), clients, Config())
+    assert "and 30 more" in table(status).splitlines()
 
 
 def test_memory_is_shown_in_mebibytes() -> None:

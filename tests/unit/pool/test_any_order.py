@@ -116,6 +116,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert number not in self.holds.values(), "two clients on one worker"
         assert number not in self.faulty, "leased after a fault"
         assert number not in self.probing, "leased while probed"
+        assert not self.it.queue.paused, "leased while paused"
         assert self.uses[number] < self.most_uses(), "leased after its uses"
         holders = {self.owner[holder] for holder in self.holds}
         without = [entry for entry in self.waiting if self.owner[entry[1]] not in holders]
@@ -320,6 +321,16 @@ class AnyOrder(RuleBasedStateMachine):
         )
         self.obey(self.it.reconfigure(changed, self.tick()))
 
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:  # noqa: FBT001
+        self.obey(self.it.pause(self.tick(), paused=paused))
+
+    @rule(numbers=st.sets(NUMBERS))
+    def recycle(self, numbers: set[int]) -> None:
+        now = self.tick()
+        self.faulty |= numbers & (self.running - self.starting)
+        self.obey(self.it.recycle(sorted(numbers), now, Reason.ASKED))
+
     @precondition(lambda self: self.client > 20)
     @rule()
     def drain(self) -> None:
@@ -336,12 +347,14 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_while_a_worker_is_idle(self) -> None:
-        assert not (self.it.queue and self.numbers(State.IDLE)) or self.it.draining
+        assert not (self.it.queue and self.numbers(State.IDLE)) or self.it.draining or self.it.queue.paused
 
     @invariant()
     def a_client_that_waits_has_an_office_coming(self) -> None:
         """Unless every worker has a client, or waits for its next try."""
         coming = {State.STARTING, State.STOPPING, State.FAILED, State.BUSY, State.INSPECTING}
+        if self.it.queue.paused:  # idle ones may wait for it
+            return
         if self.it.queue and self.it._back_off.hold_until <= self.it._settled_at:
             missing = [worker for worker in self.it.workers.values() if worker.state not in coming]
             starting = len(self.numbers(State.STARTING))

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Refuse, Start, Stop
+from ooodd.pool.actions import Action, Break, Lease, Probe, Reason, Reclaim, Refuse, Start, Stop
 from ooodd.pool.pool import IllegalTransition, Pool, State, Totals, Worker
 from ooodd.pool.workers import Place
 from pool.pools import elastic_pool, end_session, limits, looks, pool, ready_pool, recycle
@@ -217,8 +217,8 @@ def test_an_adopted_office_keeps_the_max_uses_that_was_drawn_for_it() -> None:
 
 def test_the_totals_go_on_and_can_be_corrected() -> None:
     it = Pool(limits(1), Random(1), Totals(sessions=5, crashed=1))
-    it.count_lost()
-    it.uncount_session()
+    it.totals.count_lost()
+    it.totals.uncount_session()
     assert (it.totals.sessions, it.totals.crashed) == (4, 2)
 
 
@@ -270,9 +270,87 @@ def day(zero: float) -> list[list[Action] | float | None]:
 def test_another_libreoffice_replaces_every_office_busy_ones_after_their_session() -> None:
     it = ready_pool(3, max_uses=10)
     it.join(1, 2.0)
-    assert it.outdate(3.0) == [Stop(2, Reason.OUTDATED), Stop(3, Reason.OUTDATED)]
+    assert it.recycle(it.workers, 3.0, Reason.OUTDATED) == [Stop(2, Reason.OUTDATED), Stop(3, Reason.OUTDATED)]
     it.stopped(2, 3.1)
-    assert it.outdate(3.2) == [Stop(2, Reason.OUTDATED)], "it may have started from half an installation"
-    assert end_session(it, 1, 1, 4.0) == [Stop(1, Reason.USED_UP)]
+    assert it.recycle(it.workers, 3.2, Reason.OUTDATED) == [Stop(2, Reason.OUTDATED)], (
+        "it may have started from half an installation"
+    )
+    assert end_session(it, 1, 1, 4.0) == [Stop(1, Reason.OUTDATED)]
     it.drain(5.0)
-    assert it.outdate(5.0) == []
+    assert it.recycle(it.workers, 5.0, Reason.OUTDATED) == []
+
+
+# An administrator's orders
+
+
+def test_only_the_workers_that_are_asked_for_are_recycled() -> None:
+    it = ready_pool(3, max_uses=10)
+    it.join(1, 2.0)
+    assert it.recycle([1, 3, 99], 3.0, Reason.ASKED) == [Stop(3, Reason.ASKED)]
+    assert end_session(it, 1, 1, 4.0) == [Stop(1, Reason.ASKED)]
+    assert it.workers[2].state is State.IDLE
+    assert it.totals.recycled == 2
+
+
+def test_a_worker_that_is_being_probed_is_recycled_after_that() -> None:
+    it = ready_pool(1, max_uses=10, probe_interval=1.0)
+    assert it.tick(5.0) == [Probe(1)]
+    assert it.recycle([1], 5.1, Reason.ASKED) == []
+    assert it.probed(1, 5.2) == [Stop(1, Reason.ASKED)]
+
+
+def test_a_worker_is_recycled_though_its_client_gives_it_back_untouched() -> None:
+    it = ready_pool(1, max_uses=10)
+    it.join(1, 2.0)
+    it.recycle([1], 3.0, Reason.ASKED)
+    it.reconfigure(limits(1, max_uses=5), 3.5)
+    assert it.give_back(1, 1, 4.0) == [Stop(1, Reason.ASKED)]
+    recycle(it, 1, 5.0)
+    assert it.join(2, 6.0) == [Lease(1, 2)]
+    assert end_session(it, 1, 2, 7.0) == [], "its new office is not to be replaced"
+
+
+def test_while_paused_clients_wait_and_sessions_go_on() -> None:
+    it = ready_pool(2, max_uses=10)
+    assert it.join(1, 2.0) == [Lease(1, 1)]
+    assert it.pause(3.0, paused=True) == []
+    assert it.join(2, 4.0) == []
+    assert end_session(it, 1, 1, 5.0) == []
+    assert list(it.queue) == [2]
+    assert it.pause(6.0, paused=False) == [Lease(1, 2)]
+
+
+def test_while_paused_the_queue_has_its_limits_and_nobody_is_thought_to_wait_for_itself() -> None:
+    it = ready_pool(1, max_clients=2, queue_timeout=100.0)
+    it.pause(2.0, paused=True)
+    assert it.join(1, 2.0, "a") == []
+    assert it.join(2, 2.0, "b") == []
+    assert it.join(3, 2.0, "c") == [Refuse(3, Reason.QUEUE_FULL)]
+    assert it.tick(101.0) == []
+    assert it.tick(102.0) == [Refuse(1, Reason.WAITED_TOO_LONG), Refuse(2, Reason.WAITED_TOO_LONG)]
+
+
+def test_while_paused_no_session_is_ended_for_a_client_that_waits() -> None:
+    it = ready_pool(1, reclaim_after=1.0)
+    it.join(1, 2.0, "a")
+    it.pause(3.0, paused=True)
+    it.join(2, 4.0, "a")
+    assert it.tick(50.0, looks({1: 5.0})) == []
+    it.pause(51.0, paused=False)
+    assert it.tick(60.0, looks({1: 5.0})) == [Reclaim(1, 1)]
+
+
+def test_a_paused_pool_is_never_unused() -> None:
+    it = pool(1, min_workers=0, idle_timeout=10.0)
+    it.open(0.0)
+    it.pause(1.0, paused=True)
+    it.tick(100.0)
+    assert not it.unused
+    it.pause(101.0, paused=False)
+    assert it.unused
+
+
+def test_a_session_that_is_ended_by_order_says_so() -> None:
+    it = ready_pool(1)
+    it.join(1, 2.0)
+    assert it.leave(1, 3.0, Reason.KICKED) == [Break(1, 1), Stop(1, Reason.KICKED)]

@@ -118,3 +118,13 @@ def test_marks_of_version_0_2_are_understood() -> None:
     assert (busy.uses, busy.max_uses, busy.pid, busy.started, busy.session) == (4, 11, 502, 2.5, 16)
     assert (busy.held_by_2, busy.begun_by_2, busy.stopping, busy.begun) == (True, True, True, False)
     assert not any(busy.record)
+
+
+def test_a_pause_is_marked_and_marks_of_before_have_none() -> None:
+    memory = bytearray(SIZE)
+    marks = Marks(memory)
+    assert not marks.paused
+    marks.paused = True
+    assert Marks(memory).paused
+    marks.paused = False
+    assert not Marks(memory).paused

@@ -89,3 +89,8 @@ def test_only_the_socket_of_that_name_is_taken() -> None:
         assert rest == {99: "client-1-1"}
         known.close()
         assert other.recv(1) == b""
+
+
+@pytest.mark.parametrize("uid", [None, 0, 1000, 2**32 - 2])
+def test_the_words_for_a_user_can_be_read_back(uid: int | None) -> None:
+    assert users.uid_of(users.words(uid)) == uid
