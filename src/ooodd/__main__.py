@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ooodd import __version__
-from ooodd.commands import check_config, convert, internal, orders, ping, run, status, top
+from ooodd.commands import check_config, convert, internal, metrics, orders, ping, run, status, top
 from ooodd.errors import OooddError
 
 
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ooodd", description="A pool of LibreOffice workers behind one UNO port.")
     parser.add_argument("--version", action="version", version=f"ooodd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, status, top, ping, convert, orders, check_config, internal):
+    for command in (run, status, top, ping, convert, orders, check_config, internal, metrics):
         command.add(commands)
     return parser
 

@@ -55,7 +55,7 @@ def test_status_reads_well(service: Service) -> None:
     assert re.search(row, table, re.MULTILINE), table
     status = service.status()
     names = {"workers", "queue", "waiting", "totals", "paused", "draining", "start_error", "warnings", "config"}
-    assert set(status) == names
+    assert set(status) == names | {"statistics"}
     (busy,) = (worker for worker in status["workers"] if worker["state"] == "busy")
     assert (busy["pid"], busy["uses"]) == (office["pid"], 1)
     counted = service.machine.has_controller("memory")

@@ -11,7 +11,7 @@ from ooodd.__main__ import _parser
 
 COMPLETION = Path(__file__).resolve().parents[2] / "packaging" / "bash-completion" / "ooodd"
 # Commands for units, which have no help.
-HIDDEN = {"make-profile", "explain-socket-failure", "outdate", "reload"}
+HIDDEN = {"make-profile", "metrics", "explain-socket-failure", "outdate", "reload"}
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

@@ -16,6 +16,7 @@ from ooodd.broker import refusals
 from ooodd.broker.access import Access
 from ooodd.broker.client import Client, Refused
 from ooodd.broker.reclaimer import Reclaimer
+from ooodd.broker.statistics import Statistics, word
 from ooodd.config import Config
 from ooodd.datapath.path import DataPath
 from ooodd.errors import describe
@@ -66,6 +67,7 @@ class Driver:
         self.keeper.preload = config.pool.preload
         self.keeper.is_awaited = lambda: bool(pool.queue)
         self.clients: dict[int, Client] = {}
+        self.statistics = Statistics()
         self._reclaimer = Reclaimer(pool.reclaiming, self.keeper.is_clean, partial(self.do, ()))
         # Whether the broker hands over: a session that begins now is forwarded by the next one.
         self.frozen = False
@@ -121,6 +123,8 @@ class Driver:
             except Exception as error:  # noqa: BLE001 - a bug, and no reason to leave the others undone
                 self.survive(str(action), error)
         self._save_totals()
+        is_full = self.pool.workers.leased >= self.config.pool.workers
+        self.statistics.look(len(self.pool.queue), is_full=is_full)
         self._set_timer()
         self.changed()
 
@@ -151,7 +155,8 @@ class Driver:
         elif reason not in _EXPECTED:
             message = _STOP_MESSAGES.get(reason, messages.WORKER_RECYCLED)
             hint = _ABORTED if reason is Reason.CRASHED and "signal 6" in detail else ""
-            self.journal.log(message, worker=number, reason=_word(reason), detail=f"{detail or reason}{hint}")
+            self.journal.log(message, worker=number, reason=word(reason), detail=f"{detail or reason}{hint}")
+        self.statistics.stopped[word(reason)] += 1
         self._save_totals()
         self.store.marks.slot(number).stopping = True
         self.keeper.stop(number)
@@ -189,9 +194,10 @@ class Driver:
             client=client.peer.name,
             user=uid_of(client.user),
             wait=client.seconds,
-            reason=_word(reason),
+            reason=word(reason),
             text=text,
         )
+        self.statistics.refused[word(reason)] += 1
         client.turn.decide(Refused(text))
 
     def way_to(self, number: int) -> socket.socket:
@@ -317,11 +323,6 @@ class Driver:
             self.clients[worker.client] for worker in self.pool.workers.values() if worker.client in self.clients
         ]
         return {client.session: client.path for client in holders if client.path is not None}
-
-
-def _word(reason: Reason) -> str:
-    """Return a reason as one word, for programs."""
-    return reason.name.lower().replace("_", "-")
 
 
 def _see(command: str) -> str:

@@ -213,12 +213,14 @@ class Session:
         self._driver.keep(client, office_name(client.session, number, client.since), *connections)
         client.tenure.path.begin()
         slot.begun = True
+        wait = client.since - self._place.joined
+        self._driver.statistics.waits.observe(wait)
         self._driver.journal.log(
             messages.SESSION_BEGIN,
             session=client.session,
             client=client.peer.name,
             worker=number,
-            wait=client.since - self._place.joined,
+            wait=wait,
             user=uid_of(client.user),
         )
 
@@ -271,6 +273,7 @@ class Session:
 
     def _report_end(self, worker: int, ended: Ended) -> None:
         client, journal = self.client, self._driver.journal
+        self._driver.statistics.durations.observe(client.seconds)
         if ended.reclaimed:
             journal.log(
                 messages.SESSION_RECLAIMED,

@@ -211,7 +211,8 @@ class _Methods:
 
     def _status(self, _: Nothing, __: int) -> dict[str, Any]:
         broker, driver = self._broker, self._broker.driver
-        return snapshot(broker.pool, driver.keeper, driver.clients, broker.config, broker.warnings)
+        statistics = driver.statistics.as_dict()
+        return snapshot(broker.pool, driver.keeper, driver.clients, broker.config, broker.warnings, statistics)
 
     async def _recycle(self, asked: _Recycle, uid: int) -> dict[str, Any]:
         orders, pool = self._broker.orders, self._broker.pool

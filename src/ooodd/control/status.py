@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ooodd.config import Config
@@ -33,7 +34,12 @@ class HasPeer(Protocol):
 
 
 def snapshot(
-    pool: Pool, keeper: Keeper, clients: Mapping[int, HasPeer], config: Config, warnings: Sequence[str] = ()
+    pool: Pool,
+    keeper: Keeper,
+    clients: Mapping[int, HasPeer],
+    config: Config,
+    warnings: Sequence[str] = (),
+    statistics: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return what `ooodd status --json` prints. Its keys are a fixed interface: add some, but rename none.
 
@@ -49,6 +55,7 @@ def snapshot(
         },
         "waiting": [_waiting(session, place.joined, clients, now) for session, place in pool.queue.items()],
         "totals": asdict(pool.totals),
+        "statistics": dict(statistics),
         "paused": pool.queue.paused,
         "draining": pool.draining,
         # Why no office can be started, empty if one runs.

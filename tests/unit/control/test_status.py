@@ -73,7 +73,7 @@ def test_the_keys_are_the_fixed_ones_and_the_snapshot_is_json() -> None:
     config = parse("[pool]\nworkers = 1\n", "test")
     status = snapshot(a_pool(a_worker()), a_keeper(), {}, config)
     assert set(status) == {
-        "workers", "queue", "waiting", "totals", "paused", "draining", "start_error", "warnings", "config"
+        "workers", "queue", "waiting", "totals", "statistics", "paused", "draining", "start_error", "warnings", "config"
     }  # fmt: skip
     assert status["start_error"] == "none works"
     assert [set(worker) for worker in status["workers"]] == [WORKER]

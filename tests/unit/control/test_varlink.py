@@ -45,6 +45,9 @@ class Description:
             assert isinstance(value, list), where
             for each in value:
                 self.check(each, kind[2:], where)
+        elif kind.startswith("[string]"):
+            for each in value.values():
+                self.check(each, kind.removeprefix("[string]"), where)
         elif kind.startswith("("):
             assert value in re.findall(r"\w+", kind), where
         elif kind in self.types:
@@ -59,7 +62,7 @@ class Description:
 
 
 def fields(body: str) -> dict[str, str]:
-    return dict(re.findall(r"(\w+):\s*((?:\?|\[\])*(?:\([^)]*\)|\w+))", body))
+    return dict(re.findall(r"(\w+):\s*((?:\?|\[\w*\])*(?:\([^)]*\)|\w+))", body))
 
 
 @pytest.fixture
