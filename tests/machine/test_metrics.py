@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """ooodd-metrics, as it is installed, and its figures beside those of `ooodd status --json`."""
 
+import re
+
 import pytest
 
 from deadline import until
+from machine import SOURCE_TREE
 from service import PATIENCE, Service
 
 UNITS = ("ooodd-metrics.socket", "ooodd-metrics.service")
+# Where the machine counts it.
+MEMORY = "ooodd_office_memory_bytes"
 SCRAPE = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9942/metrics').read().decode())"
 
 
@@ -60,3 +65,37 @@ def test_it_is_confined(service: Service) -> None:
     shown = service.machine.run("systemd-analyze", "security", "--no-pager", "ooodd-metrics.service").stdout
     (line,) = (line for line in shown.splitlines() if "Overall exposure level" in line)
     assert float(line.split(":")[1].split()[0]) <= 1.0, line
+
+
+def test_the_commands_of_the_page_work_as_written(service: Service) -> None:
+    """docs/monitoring.md from top to bottom. `ooodd top` gets a terminal, and `ooodd kick` a session that there is."""
+    machine = service.machine
+    page = (SOURCE_TREE / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) > 10
+    service.configure("[pool]\nworkers = 2\n")
+    assert service.serves()
+    try:
+        for line in lines:
+            if line.startswith("ooodd top"):
+                terminal = "stty rows 24 cols 80; exec ooodd top"
+                machine.run("script", "-qefc", terminal, "/dev/null", input="q", env={"TERM": "xterm"}, check=True)
+            elif line.startswith("ooodd kick"):
+                holder, office = service.holding_client()
+                (session,) = (each["session"] for each in service.status()["workers"] if each["pid"] == office["pid"])
+                machine.run("sh", "-c", line.replace("17", str(session)), check=True)
+                holder.release()
+            else:
+                machine.run("sh", "-c", line, check=True)
+        assert machine.run("systemctl", "is-enabled", UNITS[0]).stdout == "enabled\n"
+        assert machine.run("ooodd", "status", user="ooodd-watcher").returncode == 3
+        shown = set(scrape(service))
+        service.start()
+        shown |= set(scrape(service))
+        names = {re.sub(r"\{.*", "", name) for name in re.findall(r"`(ooodd_\w+(?:\{\w+\})?)`", page)}
+        known = {re.sub(r"(\{.*|_bucket|_count|_sum)$", "", re.sub(r"\{.*", "", name)) for name in shown}
+        # Those with labels that nothing has had yet are not shown.
+        assert names - known <= {"ooodd_refused_by_reason_total", "ooodd_stopped_by_reason_total", MEMORY}
+    finally:
+        machine.run("systemctl", "disable", "--now", *UNITS, check=True)
+        machine.run("userdel", "ooodd-watcher")

@@ -8,7 +8,7 @@ import pytest
 
 from command import Command
 from deadline import until
-from machine import Machine
+from machine import SOURCE_TREE, Machine
 from service import CONFIGURATION, PATIENCE, Service
 
 UNITS = ["ooodd.socket", "ooodd.service", "ooodd-worker@1.service", "ooodd.slice", "ooodd-socket-failed.service"]
@@ -304,3 +304,11 @@ def test_an_office_sees_no_neighbour_and_no_network(service: Service) -> None:
     if links.returncode == 0:
         assert [link["ifname"] for link in json.loads(links.stdout)] == ["lo"]
     assert first["uid"] != second["uid"]
+
+
+def test_each_file_that_the_manuals_and_units_name_is_in_the_package(machine: Machine) -> None:
+    sources = [*SOURCE_TREE.glob("docs/*.md"), *SOURCE_TREE.glob("systemd/*"), *SOURCE_TREE.glob("src/ooodd/data/*")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    named = set(re.findall(r"/usr/(?:share/doc|lib|lib/python3/dist-packages)/ooodd/[\w./-]*\w", text))
+    assert len(named) > 5
+    assert [path for path in sorted(named) if machine.run("test", "-e", path).returncode != 0] == []
