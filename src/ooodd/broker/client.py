@@ -112,6 +112,8 @@ class Client:
     user: str = ""
     # Why it may not connect, if it may not.
     objection: str = ""
+    # Whether an administrator has ended its session.
+    is_kicked: bool = False
 
     def enter(self, phase: Phase) -> None:
         """Go on to a phase. `IllegalPhase` if it can't follow, and then nothing changes."""

@@ -54,6 +54,7 @@ class Orders:
         if session in self._pool.queue:
             self._driver.do(self._pool.turn_away(session, Reason.KICKED))
         elif client.path is not None:
+            client.is_kicked = True
             self._driver.do(self._pool.leave(session, time.monotonic(), Reason.KICKED))
         else:  # it is silent, refused, or about to take up a worker
             client.hang_up()

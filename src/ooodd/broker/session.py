@@ -288,7 +288,7 @@ class Session:
             session=client.session,
             worker=worker,
             client=client.peer.name,
-            by=f"{ended.by}: {ended.limit}" if ended.limit else ended.by,
+            by=_who_ended(client, ended),
             duration=client.seconds,
             to_office=ended.to_office,
             to_client=ended.to_client,
@@ -337,6 +337,13 @@ class Session:
         if worker is not None and worker.state is State.IDLE:
             self._driver.mark(tenure.worker)
         self._driver.do(actions)
+
+
+def _who_ended(client: Client, ended: Ended) -> str:
+    """Return who ended a session, as words for the journal."""
+    if client.is_kicked:
+        return f"{Side.BROKER}: an administrator"
+    return f"{ended.by}: {ended.limit}" if ended.limit else ended.by
 
 
 def session_limits(config: Config) -> SessionLimits:

@@ -61,6 +61,7 @@ async def test_kick_ends_exactly_one_session() -> None:
         kicked = await it.journal.wait_for(messages.SESSION_KICKED)
         assert (kicked["session"], kicked["client"], kicked["by"]) == (sessions[0], name, ROOT)
         await until(lambda: it.broker.pool.totals.recycled == 1)
+        assert (await it.journal.wait_for(messages.SESSION_END))["by"] == "ooodd: an administrator"
 
 
 async def test_kick_tells_a_client_that_waits_why() -> None:
