@@ -79,6 +79,14 @@ fresh: ## Run README's `make TARGET` on a fresh Debian that has just booted (SUI
 tests-root: ## Make build/roots/SUITE, a Debian to test on: OOODD_TESTS_ROOT=build/roots/trixie make test-machine
 	packaging/tests-root $(SUITE)
 
+.PHONY: reproducible
+reproducible: ## Build the package of HEAD twice, in different places, and compare
+	packaging/reproducible
+
+.PHONY: lintian
+lintian: deb ## Check the package with the lintian of a Debian (SUITE=bookworm|trixie)
+	packaging/lintian $(SUITE)
+
 .PHONY: soak
 soak: test-tools deb ## Run thousands of sessions with random faults, and account for each (SESSIONS=2000 SEED=1 MODE=forward)
 	OOODD_TESTS_MODE=$(MODE) tests/soak/run --sessions $(SESSIONS) --seed $(SEED) $(SOAK_ARGS)
