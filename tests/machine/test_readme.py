@@ -30,3 +30,12 @@ def test_the_first_steps_work_as_written(bare_machine: Machine, expected_pages: 
     machine.put("/etc/apt/apt.conf.d/yes", 'APT::Get::Assume-Yes "true";\n')
     machine.run("bash", "-euxo", "pipefail", "-c", first_steps(), cwd=TREE, timeout=300, check=True)
     assert Service(machine).pages(f"{TREE}/report.pdf") == expected_pages[source]
+
+
+def test_the_autopkgtest_passes(service: Service) -> None:
+    """As autopkgtest runs it, which is not installed here: as root, with a directory of its own."""
+    machine = service.machine
+    machine.run("systemctl", "start", "ooodd.socket", check=True)
+    machine.run("mkdir", "-p", "/tmp/autopkgtest", check=True)
+    script = str(SOURCE_TREE / "packaging" / "debian" / "tests" / "smoke")
+    machine.run(script, env={"AUTOPKGTEST_TMP": "/tmp/autopkgtest"}, check=True)
