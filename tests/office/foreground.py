@@ -136,16 +136,18 @@ class Foreground:
         self.process.send_signal(number)
         return self.process.wait(HANG_LIMIT)
 
-    def command(self, *arguments: str) -> str:
-        """Run another command of ooodd with the same control socket and return its output."""
-        return subprocess.run(
+    def command(self, *arguments: str, status: int = 0) -> str:
+        """Run another command of ooodd with the same control socket, check its exit status, and return its output."""
+        done = subprocess.run(
             [PYTHON, "-m", "ooodd", *arguments, "--runtime-directory", self.runtime],
             env=self._environment(),
             stdout=subprocess.PIPE,
             text=True,
             timeout=HANG_LIMIT,
-            check=True,
-        ).stdout
+            check=False,
+        )
+        assert done.returncode == status
+        return done.stdout
 
     @contextlib.contextmanager
     def client(self) -> Iterator["Client"]:

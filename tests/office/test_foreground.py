@@ -137,7 +137,7 @@ def test_an_absent_office_is_reported_and_tried_again_with_back_off(tmp_path: Pa
             broker.wait_for(line)
         # The pool first waits 0.1 s, and doubles that each time. Each pause is up to a quarter shorter, at random.
         assert time.monotonic() - began >= 0.75 * (0.1 + 0.2 + 0.4 + 0.8)
-        (worker,) = json.loads(broker.command("status", "--json"))["workers"]
+        (worker,) = json.loads(broker.command("status", "--json", status=2))["workers"]
         assert worker["uses"] == 0
         assert "no office at" in worker["detail"]
         assert broker.end() == 0
