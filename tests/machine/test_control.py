@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from deadline import until
+from ooodd import messages
 from service import PATIENCE, Service
 
 SOCKET = "/run/ooodd/control"
@@ -68,6 +69,7 @@ def test_recycle_waits_until_all_offices_are_new_ones(service: Service) -> None:
     until(lambda: list(states(service).values()) == ["idle", "idle"], PATIENCE, "two idle workers")
     before = pids(service)
     holder, office = service.holding_client()
+    moment = service.machine.journal_moment()
     recycle = service.machine.popen("ooodd", "recycle", "all", "--wait")
     until(lambda: set(pids(service).values()) & set(before.values()) == {office["pid"]}, PATIENCE, "the idle one to go")
     holder.communicate("go\n", PATIENCE)
@@ -76,15 +78,8 @@ def test_recycle_waits_until_all_offices_are_new_ones(service: Service) -> None:
     assert (recycle.returncode, said) == (0, "recycled: 1, 2\n")
     recycle.release()
     assert not set(pids(service).values()) & set(before.values())
-    (line,) = service.machine.journal("ooodd.service", "MESSAGE_ID=" + message_id("RECYCLE_ASKED"))
+    (line,) = service.machine.journal("ooodd.service", f"MESSAGE_ID={messages.RECYCLE_ASKED.id}", after=moment)
     assert line["MESSAGE"] == "user root has all workers recycled: idle ones now, others after their session"
-
-
-def message_id(name: str) -> str:
-    from ooodd import messages  # noqa: PLC0415
-
-    message: messages.Message = getattr(messages, name)
-    return message.id
 
 
 def test_kick_ends_one_session_and_no_other(service: Service) -> None:
