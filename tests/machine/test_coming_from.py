@@ -45,6 +45,7 @@ def test_the_port_changes_hands(service: Service, heading: str, unit: str) -> No
         machine.run("systemctl", "disable", "--now", f"{unit}.service")
         machine.run("rm", "-f", path, check=True)
         machine.run("systemctl", "daemon-reload", check=True)
+        machine.run("systemctl", "reset-failed")  # an office that is stopped ends with 255
 
 
 def test_a_script_only_has_to_convert(service: Service) -> None:
