@@ -771,3 +771,11 @@ def test_status_asks_the_service_if_there_is_one(monkeypatch: pytest.MonkeyPatch
 def test_offices_with_impossible_worker_numbers_are_not_adopted() -> None:
     office = Office("unit", 1, 1, Path("/nowhere"))
     assert run._ours({0: office, 1: office, 1000: office, 1001: office}) == {1: office, 1000: office}
+
+
+def test_a_password_that_is_no_text_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("letter.odt", "password"):
+        (tmp_path / name).write_bytes(b"\xff")
+    assert main(["convert", "--password-file", str(tmp_path / "password"), str(tmp_path / "letter.odt")]) == 2
+    complaint = "invalid start byte: write the password in UTF-8"
+    assert capsys.readouterr().err == f"ooodd: {tmp_path}/password: {complaint}\n"

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ooodd import config
 from ooodd.errors import UsageError
 
 _SYSTEM_RUNTIME_DIRECTORY = Path("/run/ooodd")
@@ -42,3 +43,11 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - 16 bits
         raise UsageError(f'"{text}" is no address', "give HOST:PORT, e.g. 127.0.0.1:2002")
     return host.strip("[]"), int(port)
+
+
+def parse_time(option: str, text: str) -> float:
+    """Return the seconds that an option gives, "5min" for example. Raises `UsageError`."""
+    try:
+        return config.parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error

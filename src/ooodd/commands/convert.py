@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from ooodd import config
-from ooodd.commands.common import Subparsers, default_address, parse_address, runtime_directory
+from ooodd.commands.common import Subparsers, default_address, parse_address, parse_time, runtime_directory
 from ooodd.control.client import call
 from ooodd.convert.plan import parse_format, plan
 from ooodd.convert.run import Settings, convert
@@ -36,11 +36,10 @@ def _convert(options: argparse.Namespace) -> int:
     host, port = parse_address(options.address)
     try:
         password = options.password_file.read_text().partition("\n")[0] if options.password_file else ""
-        timeout = config.parse_duration(options.timeout) if options.timeout else None
     except OSError as error:
         raise UsageError(f"{options.password_file}: {error.strerror}", "name a readable file") from error
-    except ValueError as error:
-        raise UsageError(f"--timeout: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{options.password_file}: {error.reason}", "write the password in UTF-8") from error
     return convert(
         jobs,
         Settings(
@@ -50,7 +49,7 @@ def _convert(options: argparse.Namespace) -> int:
             filter_options=options.filter_options,
             password=password,
             lanes=options.jobs or _workers(options),
-            timeout=timeout,
+            timeout=parse_time("--timeout", options.timeout) if options.timeout else None,
         ),
     )
 

@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from ooodd.commands.common import Subparsers, add_runtime_directory, runtime_directory
 from ooodd.control.client import call
 from ooodd.errors import ListenError, NoBrokerError, OooddError, UsageError
+from ooodd.pool.pool import State
 
 # FileDescriptorName= in ooodd-metrics.socket.
 _SOCKET_NAME = "metrics"
@@ -23,7 +24,6 @@ _UNUSED_AFTER = 600.0
 # How long a client may take to ask, in seconds.
 _REQUEST_LIMIT = 10.0
 
-_STATES = ("stopped", "starting", "idle", "busy", "inspecting", "stopping", "failed")
 _TOTALS = {
     "sessions": "Sessions that have begun",
     "refused": "Clients that got no office",
@@ -90,7 +90,7 @@ def families(status: dict[str, Any]) -> Iterator[Any]:
     states = [worker["state"] for worker in status["workers"]]
     workers = GaugeMetricFamily("ooodd_workers", "Workers by state", labels=["state"])
     memory = GaugeMetricFamily("ooodd_office_memory_bytes", "Memory of an office", labels=["worker"])
-    for state in _STATES:
+    for state in State:
         workers.add_metric([state], states.count(state))
     for worker in status["workers"]:
         if worker["memory"] is not None:

@@ -6,9 +6,8 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from ooodd import config
-from ooodd.commands.common import Subparsers, default_address, parse_address
-from ooodd.errors import OooddError, PingError, UsageError
+from ooodd.commands.common import Subparsers, default_address, parse_address, parse_time
+from ooodd.errors import OooddError, PingError
 from ooodd.uno.caller import OPENING, Caller
 from ooodd.uno.conversation import Findings, look
 
@@ -26,11 +25,7 @@ def add(commands: Subparsers) -> None:
 
 def _ping(options: argparse.Namespace) -> int:
     address = parse_address(options.address)
-    try:
-        timeout = config.parse_duration(options.timeout)
-    except ValueError as error:
-        raise UsageError(f"--timeout: {error}") from error
-    _Ping(options.address, timeout).run(address)
+    _Ping(options.address, parse_time("--timeout", options.timeout)).run(address)
     return 0
 
 

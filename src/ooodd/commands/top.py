@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ooodd import config
-from ooodd.commands.common import Subparsers, add_runtime_directory, runtime_directory
+from ooodd.commands.common import Subparsers, add_runtime_directory, parse_time, runtime_directory
 from ooodd.control.client import call
 from ooodd.control.table import size, span, user
 from ooodd.errors import OooddError, UsageError
@@ -161,10 +160,7 @@ def add(commands: Subparsers) -> None:
 def _top(options: argparse.Namespace) -> int:
     import curses  # noqa: PLC0415 - the broker is the same program, and does without it
 
-    try:
-        delay = config.parse_duration(options.delay)
-    except ValueError as error:
-        raise UsageError(f"--delay: {error}") from error
+    delay = parse_time("--delay", options.delay)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top needs a terminal", "use `ooodd status`")
     top = _Top(runtime_directory(options), delay)

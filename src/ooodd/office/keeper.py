@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The keeper: starts, probes and stops the office of each worker when the pool decides so, and reports the outcome.
 
-It does one thing at a time for each worker. A probe is a sans-IO conversation of `uno.conversation`, here
-over a socket (`exchange`).
+It does one thing at a time for each worker. A probe is a sans-IO conversation of `uno.conversation`, here over
+a socket (`exchange`).
 
 An office that can't be reached has ended, or is about to: it closes its pipe first, and its process may need another
 second. Only the supervisor knows when it has ended, and whether that was a crash, so its report (`lost`) decides.

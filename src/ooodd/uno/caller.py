@@ -4,30 +4,14 @@
 It begins as pyuno and the C++ library do, with a request for protocol properties.
 """
 
-import struct
 from typing import TypeVar
 
-from ooodd.uno import conversation, urp, wire
+from ooodd.uno import conversation, wire
 
 _Value = TypeVar("_Value")
 
-_TID = b".UrpProtocolPropertiesTid"
-_TYPE, _OID = "com.sun.star.bridge.XProtocolProperties", "UrpProtocolProperties"
 # The lowest number, so that the office's properties win. A refusal has no properties and lets the client choose.
-_LEAST = struct.pack(">i", -(2**31))
-_REQUEST_CHANGE, _COMMIT_CHANGE = 4, 5
-
-
-def _protocol_request(function: int, values: bytes) -> bytes:
-    """Return a block with a request for protocol properties. Such requests have no current context."""
-    tid = bytes([len(_TID)]) + _TID + b"\xff\xff"
-    head = bytes([urp.FIRST_REQUEST, function])
-    message = head + wire.interface_type(_TYPE) + wire.reference(_OID) + tid + values
-    return urp.HEADER.pack(len(message), 1) + message
-
-
-OPENING = _protocol_request(_REQUEST_CHANGE, _LEAST)
-_COMMIT = _protocol_request(_COMMIT_CHANGE, b"\1" + wire.text("CurrentContext") + b"\0")
+OPENING = wire.request_change(-(2**31))
 
 
 class Caller(conversation.Conversation[_Value]):
@@ -57,7 +41,7 @@ class Caller(conversation.Conversation[_Value]):
         if isinstance(message, wire.Request):
             self.office_greeted = True
             return self._take_request(message)
-        if message.tid == _TID:
+        if wire.is_about_properties(message):
             return self._take_protocol_reply()
         if message.is_exception:
             # The rest of the exception is not needed, and nothing follows it.
@@ -71,4 +55,4 @@ class Caller(conversation.Conversation[_Value]):
         self._protocol_replies += 1
         if self._protocol_replies > 1:
             return self._next_turn()
-        return _COMMIT if self._reader.number(4) == 1 else b""
+        return wire.commit_change() if self._reader.number(4) == 1 else b""

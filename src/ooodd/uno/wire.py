@@ -60,6 +60,7 @@ _MOST_SHOWN = 300
 # the caller's current context. binaryurp, Java and ooodd all want it, and ooodd's context is always null.
 _PROPERTIES_OID = "UrpProtocolProperties"
 _PROPERTIES_TYPE = "com.sun.star.bridge.XProtocolProperties"
+_PROPERTIES_TID = b".UrpProtocolPropertiesTid"
 _REQUEST_CHANGE = 4
 _COMMIT_CHANGE = 5
 _CURRENT_CONTEXT = "CurrentContext"
@@ -282,6 +283,28 @@ def accept_property(request: Request, reader: Reader) -> bytes:
 def commits(request: Request) -> bool:
     """Whether a request about properties commits a change, which applies to all that is sent after the reply."""
     return request.function == _COMMIT_CHANGE
+
+
+def request_change(number: int) -> bytes:
+    """Return a block with the request to agree on properties of the protocol. Of two numbers the greater one wins."""
+    return _property_request(_REQUEST_CHANGE, struct.pack(">i", number))
+
+
+def commit_change() -> bytes:
+    """Return a block with the request that commits CurrentContext."""
+    return _property_request(_COMMIT_CHANGE, b"\1" + text(_CURRENT_CONTEXT) + bytes([_VOID]))
+
+
+def is_about_properties(message: Reply) -> bool:
+    """Whether a reply is one to `request_change` or `commit_change`."""
+    return message.tid == _PROPERTIES_TID
+
+
+def _property_request(function: int, values: bytes) -> bytes:
+    """Return a block with a request about properties. Such a request never carries a current context."""
+    head = bytes([FIRST_REQUEST, function])
+    tid = _sized(_PROPERTIES_TID)
+    return _block(head, interface_type(_PROPERTIES_TYPE), reference(_PROPERTIES_OID), tid, _NOT_CACHED, values)
 
 
 def request(function: int, type_name: str, oid: str, tid: bytes, values: bytes) -> bytes:
